@@ -1,0 +1,436 @@
+package rpc
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quicprochat/qpcd/pkg/frame"
+	"github.com/quicprochat/qpcd/pkg/qpcpb"
+	"github.com/quicprochat/qpcd/pkg/transport"
+)
+
+// ServerOptions says what a server is made of.
+type ServerOptions struct {
+	Log *slog.Logger
+	// ResumeSession finds the principal of a session token, or returns an
+	// error when there is none.
+	ResumeSession func(ctx context.Context, token []byte) (Principal, error)
+	// Authenticated, when set, is told of every connection that logs in or
+	// resumes a session, with the principal it had before, or nil.
+	Authenticated func(p *Peer, before *Principal)
+	// Disconnected, when set, is told when a connection has ended.
+	Disconnected func(p *Peer)
+	// Describe, when set, turns errors of the rooms below (storage) into
+	// answers, or returns nil for errors it does not know.
+	Describe func(error) *Error
+	// MemoryBudget is what large frames may hold at once, in bytes; 0 is
+	// DefaultMemoryBudget.
+	MemoryBudget int64
+}
+
+// Server runs calls. It implements qpcpb.Registrar.
+type Server struct {
+	options    ServerOptions
+	handlers   map[qpcpb.MethodID]qpcpb.Handler
+	memory     *semaphore.Weighted
+	running    atomic.Int64
+	background sync.WaitGroup // connections that say their last words
+
+	mu       sync.Mutex
+	draining bool
+	calls    sync.WaitGroup
+	stopped  chan struct{}
+	stopOnce sync.Once
+}
+
+// NewServer returns a server without handlers. Register them before the first
+// connection is served.
+func NewServer(options ServerOptions) *Server {
+	if options.MemoryBudget == 0 {
+		options.MemoryBudget = DefaultMemoryBudget
+	}
+	return &Server{
+		options:  options,
+		handlers: make(map[qpcpb.MethodID]qpcpb.Handler),
+		memory:   semaphore.NewWeighted(options.MemoryBudget),
+		stopped:  make(chan struct{}),
+	}
+}
+
+// Register makes h answer the method. A method without a handler answers
+// UNIMPLEMENTED.
+func (s *Server) Register(method qpcpb.MethodID, h qpcpb.Handler) { s.handlers[method] = h }
+
+// Running returns how many calls are under way.
+func (s *Server) Running() int { return int(s.running.Load()) }
+
+// ServeConn answers the calls of one client connection until it ends, and
+// returns when the last of them has ended too.
+func (s *Server) ServeConn(conn transport.Conn) {
+	p := newPeer(s, conn)
+	ctx := conn.Context()
+	for {
+		stream, err := conn.AcceptStream(ctx)
+		if err != nil {
+			break
+		}
+		p.calls.Go(func() { s.serveStream(ctx, p, stream) })
+	}
+	p.settle()
+	p.calls.Wait()
+	if s.options.Disconnected != nil {
+		s.options.Disconnected(p)
+	}
+}
+
+// Drain refuses new calls with UNAVAILABLE and waits until those under way
+// have been answered, or ctx ends.
+func (s *Server) Drain(ctx context.Context) error {
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	done := make(chan struct{})
+	go func() { s.calls.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for %d calls to end: %w", s.Running(), ctx.Err())
+	}
+}
+
+// Close ends the lingering of connections and waits for it. The connections
+// themselves are the listener's to close.
+func (s *Server) Close() {
+	s.stopOnce.Do(func() { close(s.stopped) })
+	s.background.Wait()
+}
+
+// begin counts a call in, or says why it may not start.
+func (s *Server) begin() *Error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return Errorf(qpcpb.CodeDraining, "the server is shutting down; connect again soon").After(time.Second)
+	}
+	if s.running.Load() >= maxRunning {
+		return Errorf(qpcpb.CodeBusy, "the server is at its limit of calls; try again").After(time.Second)
+	}
+	s.calls.Add(1)
+	s.running.Add(1)
+	return nil
+}
+
+func (s *Server) end() {
+	s.running.Add(-1)
+	s.calls.Done()
+}
+
+// patientReader bounds each wait for bytes and the whole.
+type patientReader struct {
+	stream transport.Stream
+	start  time.Time
+	// late is set when a bound was reached.
+	late bool
+}
+
+func (r *patientReader) Read(b []byte) (int, error) {
+	deadline := time.Now().Add(firstByteTimeout)
+	if last := r.start.Add(requestTimeout); last.Before(deadline) {
+		deadline = last
+	}
+	if err := r.stream.SetReadDeadline(deadline); err != nil {
+		return 0, err
+	}
+	n, err := r.stream.Read(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		r.late = true
+	}
+	return n, err
+}
+
+// serveStream takes one stream from its first byte to its last.
+func (s *Server) serveStream(ctx context.Context, p *Peer, stream transport.Stream) {
+	r := &patientReader{stream: stream, start: time.Now()}
+	if stream.ID() == 0 {
+		var first [1]byte
+		if _, err := io.ReadFull(r, first[:]); err == nil && first[0] == resumptionByte {
+			s.resume(ctx, p, stream, r)
+			p.settle()
+			return
+		} else if err != nil {
+			p.settle()
+			s.refuseUnread(stream, r, frame.RequestHeader{}, headerError(err))
+			return
+		}
+		p.settle()
+		s.serveCall(ctx, p, stream, r, io.MultiReader(byteReader(first[0]), r))
+		return
+	}
+	select {
+	case <-p.settled:
+	case <-ctx.Done():
+		return
+	}
+	s.serveCall(ctx, p, stream, r, r)
+}
+
+// byteReader is a reader of one byte.
+func byteReader(b byte) io.Reader { return &oneByte{b: b} }
+
+type oneByte struct {
+	b    byte
+	done bool
+}
+
+func (o *oneByte) Read(p []byte) (int, error) {
+	if o.done {
+		return 0, io.EOF
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	p[0], o.done = o.b, true
+	return 1, nil
+}
+
+// maxToken is the longest session token that is looked at; ours have 32 bytes.
+const maxToken = 256
+
+// resume answers a session handshake.
+func (s *Server) resume(ctx context.Context, p *Peer, stream transport.Stream, r *patientReader) {
+	answer := byte(resumptionRefused)
+	token, err := readToken(r)
+	if r.late {
+		s.reset(stream, resetStalled)
+		return
+	}
+	if err == nil && s.options.ResumeSession != nil {
+		principal, err := s.options.ResumeSession(ctx, token)
+		if err == nil {
+			answer = resumptionAccepted
+			p.Authenticate(principal)
+		}
+	}
+	if answer == resumptionRefused {
+		p.RefuseCredentials()
+	}
+	stream.CancelRead(resetAnswered)
+	s.finish(stream, []byte{resumptionByte, answer})
+}
+
+func readToken(r io.Reader) ([]byte, error) {
+	var size [2]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint16(size[:])
+	return frame.ReadPayload(r, uint32(n), maxToken, nil)
+}
+
+// headerError is the answer to a header that could not be read.
+func headerError(error) *Error {
+	return Errorf(qpcpb.CodeMalformed, "the request header is cut short")
+}
+
+// scratch buffers hold small requests while they are decoded.
+var scratchPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// serveCall reads a request, runs it and writes the answer.
+func (s *Server) serveCall(ctx context.Context, p *Peer, stream transport.Stream, r *patientReader, from io.Reader) {
+	header, err := frame.ReadRequestHeader(from)
+	if err != nil {
+		s.refuseUnread(stream, r, frame.RequestHeader{}, headerError(err))
+		return
+	}
+	info := qpcpb.LookupMethod(qpcpb.MethodID(header.Method))
+	handler, refusal := s.admit(p, info, header)
+	if refusal != nil {
+		s.refuseUnread(stream, r, header, refusal)
+		return
+	}
+	if refusal := s.begin(); refusal != nil {
+		s.refuseUnread(stream, r, header, refusal)
+		return
+	}
+	defer s.end()
+
+	c := &call{peer: p, memory: reservation{from: &p.memory}}
+	defer c.memory.release()
+	request, refusal := s.readRequest(ctx, c, info, header, r, from)
+	if refusal != nil {
+		s.refuseUnread(stream, r, header, refusal)
+		return
+	}
+	if !info.Idempotent {
+		// What came in 0-RTT may be a replay until the handshake completes.
+		select {
+		case <-p.conn.HandshakeComplete():
+		case <-ctx.Done():
+			return
+		}
+	}
+	response, err := s.run(ctx, c, info, handler, request)
+	s.reply(stream, header, response, s.answerError(ctx, p, info, header, err))
+	for _, f := range c.afterReply {
+		f()
+	}
+}
+
+// admit finds the handler of a method, or the reason why this peer may not
+// call it. It looks before the payload is read, so that a refused call costs
+// no memory.
+func (s *Server) admit(p *Peer, info *qpcpb.MethodInfo, header frame.RequestHeader) (qpcpb.Handler, *Error) {
+	if info == nil || info.Access == qpcpb.Access_ACCESS_PEER || info.Access == qpcpb.Access_ACCESS_LOCAL {
+		return nil, Errorf(qpcpb.CodeUnimplemented, "this server has no method %d here", header.Method)
+	}
+	if header.Length > info.MaxRequest {
+		return nil, Errorf(qpcpb.CodePayloadTooLarge, "the request declares %d bytes where %d are allowed", header.Length, info.MaxRequest)
+	}
+	handler := s.handlers[info.ID]
+	if handler == nil {
+		return nil, Errorf(qpcpb.CodeUnimplemented, "this server does not serve %s", info.Name)
+	}
+	if p.closing.Load() {
+		return nil, Errorf(qpcpb.CodeUnauthenticated, "this connection is closing; connect again")
+	}
+	if info.Access == qpcpb.Access_ACCESS_PUBLIC {
+		return handler, nil
+	}
+	principal := p.Principal()
+	if principal == nil {
+		return nil, Errorf(qpcpb.CodeUnauthenticated, "log in first")
+	}
+	if info.Access == qpcpb.Access_ACCESS_ADMIN && !principal.Admin {
+		return nil, Errorf(qpcpb.CodeAdminRequired, "only an administrator may do this")
+	}
+	return handler, nil
+}
+
+// readRequest reads and decodes the payload.
+func (s *Server) readRequest(ctx context.Context, c *call, info *qpcpb.MethodInfo, header frame.RequestHeader, r *patientReader, from io.Reader) (proto.Message, *Error) {
+	reserve, cancel := context.WithDeadline(ctx, r.start.Add(requestTimeout))
+	err := c.memory.take(reserve, int(header.Length))
+	cancel()
+	if err != nil {
+		return nil, Errorf(qpcpb.CodeBusy, "the server is busy with other large requests; try again").After(time.Second)
+	}
+	scratch := scratchPool.Get().(*[]byte)
+	defer scratchPool.Put(scratch)
+	payload, err := frame.ReadPayload(from, header.Length, info.MaxRequest, *scratch)
+	if err != nil {
+		return nil, Errorf(qpcpb.CodeMalformed, "%s", payloadSentence(err))
+	}
+	request := info.NewRequest()
+	if err := proto.Unmarshal(payload, request); err != nil {
+		return nil, Errorf(qpcpb.CodeMalformed, "the request is not a valid %s", request.ProtoReflect().Descriptor().Name())
+	}
+	return request, nil
+}
+
+// payloadSentence says what is wrong with a payload without passing on what a
+// transport error holds.
+func payloadSentence(err error) string {
+	for _, known := range []error{frame.ErrTruncated, frame.ErrTrailing} {
+		if errors.Is(err, known) {
+			return known.Error()
+		}
+	}
+	return "the request could not be read"
+}
+
+// run calls the handler under the method's deadline, and turns a panic into
+// an error of this call.
+func (s *Server) run(ctx context.Context, c *call, info *qpcpb.MethodInfo, handler qpcpb.Handler, request proto.Message) (response proto.Message, err error) {
+	ctx, cancel := context.WithTimeout(ctx, info.Deadline)
+	defer cancel()
+	c.Context = ctx
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("panic in %s: %v\n%s", info.Name, cause, debug.Stack())
+		}
+	}()
+	return handler(c, request)
+}
+
+// answerError makes the answer of an error, and logs what the caller is not
+// told.
+func (s *Server) answerError(ctx context.Context, p *Peer, info *qpcpb.MethodInfo, header frame.RequestHeader, err error) *Error {
+	if err == nil {
+		return nil
+	}
+	var answer *Error
+	if s.options.Describe != nil {
+		answer = s.options.Describe(err)
+	}
+	if answer == nil {
+		answer = describe(err)
+	}
+	if answer.Status == qpcpb.StatusInternal && ctx.Err() == nil {
+		s.options.Log.Error("a call failed", "method", info.Name, "request", header.RequestID, "error", err)
+	}
+	return answer
+}
+
+// reply writes a response frame and ends the stream.
+func (s *Server) reply(stream transport.Stream, header frame.RequestHeader, response proto.Message, failure *Error) {
+	if failure != nil {
+		payload := failure.payload()
+		b := frame.AppendResponseHeader(make([]byte, 0, frame.ResponseHeaderSize+len(payload)), uint8(failure.Status), header.RequestID, uint32(len(payload)))
+		s.finish(stream, append(b, payload...))
+		return
+	}
+	size := proto.Size(response)
+	if size > frame.MaxPayload {
+		s.options.Log.Error("an answer is too large for a frame", "method", qpcpb.MethodID(header.Method).String(), "bytes", size)
+		s.reply(stream, header, nil, Errorf(qpcpb.CodeInternal, "the answer is too large; ask for less"))
+		return
+	}
+	b := frame.AppendResponseHeader(make([]byte, 0, frame.ResponseHeaderSize+size), uint8(qpcpb.StatusOK), header.RequestID, uint32(size))
+	b, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, response)
+	if err != nil {
+		s.options.Log.Error("an answer could not be encoded", "method", qpcpb.MethodID(header.Method).String(), "error", err)
+		s.reply(stream, header, nil, Errorf(qpcpb.CodeInternal, "the server failed; its log says why"))
+		return
+	}
+	s.finish(stream, b)
+}
+
+// refuseUnread answers a request that is not (wholly) read, or resets a
+// stream that stalled.
+func (s *Server) refuseUnread(stream transport.Stream, r *patientReader, header frame.RequestHeader, failure *Error) {
+	if r.late {
+		s.reset(stream, resetStalled)
+		return
+	}
+	stream.CancelRead(resetAnswered)
+	s.reply(stream, header, nil, failure)
+}
+
+// finish writes the last bytes of a stream. A client that does not read them
+// loses the stream.
+func (s *Server) finish(stream transport.Stream, b []byte) {
+	_ = stream.SetWriteDeadline(time.Now().Add(responseTimeout)) // fails only when the stream is gone
+	if _, err := stream.Write(b); err != nil {
+		stream.CancelWrite(resetUnread)
+		return
+	}
+	_ = stream.Close() // nothing is left to do when it fails
+}
+
+func (s *Server) reset(stream transport.Stream, code uint64) {
+	stream.CancelRead(code)
+	stream.CancelWrite(code)
+}
