@@ -1,0 +1,389 @@
+// Package server is the composition root of qpcd: it builds every room from a
+// config.Config, runs them, and stops them in order. To read it is to read the
+// architecture:
+//
+//	storage → keys of the server → push hub → domains → dispatch → listener
+//
+// Stopping goes the other way: the listener takes no new connections, waiting
+// calls return, calls under way are answered, connections are told and closed,
+// and the database is closed last.
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quicprochat/qpcd/pkg/config"
+	"github.com/quicprochat/qpcd/pkg/opaque"
+	"github.com/quicprochat/qpcd/pkg/push"
+	"github.com/quicprochat/qpcd/pkg/qpcpb"
+	"github.com/quicprochat/qpcd/pkg/rpc"
+	"github.com/quicprochat/qpcd/pkg/service/auth"
+	"github.com/quicprochat/qpcd/pkg/service/delivery"
+	"github.com/quicprochat/qpcd/pkg/service/device"
+	"github.com/quicprochat/qpcd/pkg/service/directory"
+	"github.com/quicprochat/qpcd/pkg/service/group"
+	"github.com/quicprochat/qpcd/pkg/service/health"
+	"github.com/quicprochat/qpcd/pkg/service/keys"
+	"github.com/quicprochat/qpcd/pkg/store"
+	"github.com/quicprochat/qpcd/pkg/transport"
+)
+
+const (
+	// applicationID marks a database as a qpcd server's: "qpcd" in ASCII.
+	applicationID = 0x71706364
+	// databaseFile is the database's name in the data directory.
+	databaseFile = "qpcd.db"
+	// drainTimeout is how long calls under way may take to end. Ten seconds is
+	// what procd grants before it kills.
+	drainTimeout = 8 * time.Second
+	// farewell is how long connections are kept after the last answer, so that
+	// it arrives.
+	farewell = 200 * time.Millisecond
+	// sweepEvery is how often expired rows are looked for. Retention counts in
+	// days, so that a minute is exact enough.
+	sweepEvery = time.Minute
+	// sweepPause keeps a long sweep from holding the writer.
+	sweepPause = 50 * time.Millisecond
+)
+
+// Options are what a server takes from outside of its configuration.
+type Options struct {
+	Log     *slog.Logger
+	Version string
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+	// Rand makes keys and tokens; nil is crypto/rand.
+	Rand io.Reader
+	// Registrations overrides the limits of registration; a benchmark
+	// registers thousands from one address.
+	Registrations auth.Limits
+	// Transport overrides limits of the transport that no setting names.
+	Transport transport.Limits
+}
+
+// Server is a server that listens. Make one with New and run it with Run.
+type Server struct {
+	config   *config.Config
+	log      *slog.Logger
+	db       *store.DB
+	hub      *push.Hub
+	calls    *rpc.Server
+	listener *transport.Listener
+	certs    *transport.CertificateStore
+	delivery *delivery.Service
+	erase    []func(tx *store.Tx, identity rpc.IdentityKey) error
+	sweepers []sweeper
+	draining atomic.Bool
+}
+
+// sweeper removes a bounded number of expired rows, and reports whether there
+// may be more.
+type sweeper func(ctx context.Context) (more bool, err error)
+
+// New opens the storage and listens. On an error nothing is left open.
+func New(ctx context.Context, cfg *config.Config, o Options) (_ *Server, err error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	s := &Server{config: cfg, log: o.Log}
+
+	if err := makeDataDir(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	s.db, err = store.Open(ctx, store.Options{
+		Path:          filepath.Join(cfg.DataDir, databaseFile),
+		Migrations:    store.ServerMigrations(),
+		ApplicationID: applicationID,
+		Logger:        o.Log,
+		Now:           o.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.db.Close())
+		}
+	}()
+	secrets, err := loadSecrets(ctx, s.db, o.Rand)
+	if err != nil {
+		return nil, err
+	}
+	s.certs, err = loadCertificate(cfg, o)
+	if err != nil {
+		return nil, err
+	}
+	opaqueServer, err := opaque.NewServer(secrets.opaque)
+	if err != nil {
+		return nil, fmt.Errorf("starting OPAQUE: %w", err)
+	}
+	s.build(cfg, o, secrets, opaqueServer)
+
+	limits := o.Transport
+	limits.Connections = cfg.MaxConnections
+	limits.ConnectionsPerSource = cfg.MaxConnectionsPerAddress
+	s.listener, err = transport.Listen(ctx, transport.ServerOptions{
+		Addresses:    addresses(cfg.Listen),
+		Certificates: s.certs,
+		Secret:       secrets.transport,
+		Limits:       limits,
+		Log:          o.Log,
+		Now:          o.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// build makes the hub, the domains and the dispatcher, and passes each domain
+// what it needs of the others.
+func (s *Server) build(cfg *config.Config, o Options, secrets secrets, opaqueServer *opaque.Server) {
+	// The hub and the dispatcher call into domains that are made after them.
+	var (
+		accounts *auth.Service
+		groups   *group.Service
+	)
+	s.hub = push.NewHub(push.Options{
+		Log: o.Log,
+		Contacts: func(ctx context.Context, of rpc.IdentityKey) (contacts []rpc.IdentityKey, err error) {
+			err = s.db.Read(ctx, func(tx *store.Tx) error {
+				contacts, err = groups.ContactsTx(tx, of)
+				return err
+			})
+			return contacts, err
+		},
+		LastSeen: func(ctx context.Context, identity rpc.IdentityKey) { accounts.Seen(ctx, identity) },
+	})
+	s.calls = rpc.NewServer(rpc.ServerOptions{
+		Log: o.Log,
+		ResumeSession: func(ctx context.Context, token []byte) (rpc.Principal, error) {
+			return accounts.ResumeSession(ctx, token)
+		},
+		Authenticated: s.hub.Authenticated,
+		Disconnected: func(p *rpc.Peer) {
+			s.hub.Disconnected(p)
+			accounts.Disconnected(p)
+		},
+		Describe: s.describe,
+	})
+
+	accounts = auth.New(auth.Options{
+		DB: s.db, Opaque: opaqueServer, Log: o.Log, Now: o.Now, Rand: o.Rand,
+		Registration:         auth.Registration(cfg.Registration),
+		RequireIdentityProof: cfg.RequireIdentityProof,
+		SessionTTL:           cfg.SessionTTL,
+		Admins:               admins(cfg.Admins),
+		Sessions:             s.hub,
+		Limits:               o.Registrations,
+		Erase: []func(*store.Tx, rpc.IdentityKey) error{
+			s.eraseTx,
+		},
+	})
+	groups = group.New(group.Options{DB: s.db, Rand: o.Rand, Accounts: accounts})
+	names := directory.New(directory.Options{DB: s.db, Accounts: accountBook{accounts}, Presence: s.hub})
+	packages := keys.New(keys.Options{DB: s.db, Now: o.Now, Push: s.hub})
+	var devices *device.Service
+	s.delivery = delivery.New(delivery.Options{
+		DB: s.db, Log: o.Log, Now: o.Now, Key: secrets.signing,
+		Accounts: accounts, Blocks: names, Channels: groups, Push: s.hub,
+		Devices: deviceList(func(tx *store.Tx, identity rpc.IdentityKey) ([]rpc.DeviceID, error) {
+			return devices.ListTx(tx, identity)
+		}),
+		Limits: delivery.Limits{
+			Retention:     cfg.Retention,
+			QueueMessages: int64(cfg.QueueMessages),
+			QueueBytes:    cfg.QueueBytes,
+			SendRate:      float64(cfg.SendRate),
+			SendBurst:     cfg.SendBurst,
+		},
+	})
+	devices = device.New(device.Options{
+		DB: s.db, Now: o.Now, Sessions: s.hub,
+		Forget: []func(*store.Tx, rpc.IdentityKey, rpc.DeviceID) error{
+			s.delivery.ForgetDeviceTx, packages.ForgetDeviceTx, accounts.ForgetDeviceTx,
+		},
+	})
+	s.erase = []func(*store.Tx, rpc.IdentityKey) error{
+		s.delivery.EraseTx, packages.EraseTx, groups.EraseTx, names.EraseTx, devices.EraseTx,
+	}
+	s.sweepers = []sweeper{accounts.Sweep, s.delivery.Sweep, packages.Sweep}
+
+	qpcpb.RegisterAuthServer(s.calls, accounts)
+	qpcpb.RegisterDeliveryServer(s.calls, s.delivery)
+	qpcpb.RegisterKeyServer(s.calls, packages)
+	qpcpb.RegisterChannelServer(s.calls, groups)
+	qpcpb.RegisterDirectoryServer(s.calls, names)
+	qpcpb.RegisterDeviceServer(s.calls, devices)
+	qpcpb.RegisterHealthServer(s.calls, health.New(health.Options{Version: o.Version, Now: o.Now, Status: s.status}))
+}
+
+// Addrs returns the addresses that the server listens on.
+func (s *Server) Addrs() []netip.AddrPort { return s.listener.Addrs() }
+
+// Pin returns the pin of the server's certificate.
+func (s *Server) Pin() transport.Pin { return s.certs.Pin() }
+
+// CertificateCreated reports whether this start made the certificate.
+func (s *Server) CertificateCreated() bool { return s.certs.Created() }
+
+// ReloadCertificate reads the certificate files again. On an error the old
+// certificate stays in use.
+func (s *Server) ReloadCertificate() error {
+	changed, err := s.certs.Reload()
+	if err != nil {
+		s.log.Error("the certificate is not reloaded; the old one stays in use", "error", err)
+		return err
+	}
+	if changed {
+		s.log.Info("the certificate was reloaded", "pin", s.certs.Pin())
+	}
+	return nil
+}
+
+// Run serves until ctx ends, then drains and closes everything. It returns nil
+// after a clean stop.
+func (s *Server) Run(ctx context.Context) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var owned sync.WaitGroup
+	owned.Go(func() { s.hub.Run(background) })
+	owned.Go(func() { s.sweep(background) })
+
+	var connections sync.WaitGroup
+	owned.Go(func() {
+		for {
+			conn, err := s.listener.Accept(background)
+			if err != nil {
+				return
+			}
+			connections.Go(func() { s.calls.ServeConn(conn) })
+		}
+	})
+
+	<-ctx.Done()
+	err := s.drain()
+	err = errors.Join(err, s.listener.Close()) // ends the connections
+	connections.Wait()
+	s.calls.Close()
+	stop()
+	owned.Wait()
+	return errors.Join(err, s.db.Close())
+}
+
+// drain answers what is under way and says goodbye.
+func (s *Server) drain() error {
+	s.draining.Store(true)
+	s.listener.Drain()
+	s.hub.SendAll(push.Event{Kind: qpcpb.EventDraining, Message: &qpcpb.Draining{Seconds: uint32(drainTimeout / time.Second)}})
+	s.delivery.Drain()
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	err := s.calls.Drain(ctx)
+	if err != nil {
+		s.log.Warn("stopping before every call was answered", "error", err)
+	}
+	if s.listener.Stats().Connections > 0 {
+		time.Sleep(farewell)
+	}
+	return nil
+}
+
+// status is the word that Health answers.
+func (s *Server) status() string {
+	if s.draining.Load() {
+		return health.StatusDraining
+	}
+	return health.StatusOK
+}
+
+// sweep removes what has expired, a bounded number of rows at a time.
+func (s *Server) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		for _, sweep := range s.sweepers {
+			for {
+				more, err := sweep(ctx)
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
+					s.log.Warn("expired rows stay for now", "error", err)
+				}
+				if err != nil || !more {
+					break
+				}
+				select {
+				case <-time.After(sweepPause):
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// makeDataDir makes the data directory when it is missing.
+func makeDataDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return &store.Refusal{Kind: store.ErrNotWritable, Path: dir, Detail: "the data directory cannot be made; choose another data_dir or make it by hand", Cause: err}
+	}
+	return nil
+}
+
+// loadCertificate reads the certificate, or makes one at the first start.
+func loadCertificate(cfg *config.Config, o Options) (*transport.CertificateStore, error) {
+	hostname, err := os.Hostname()
+	if err != nil {
+		hostname = cfg.ServerName
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		addrs = nil // the names are enough
+	}
+	certs, err := transport.LoadOrCreate(cfg.TLSCert, cfg.TLSKey, transport.DefaultNames(hostname, addrs), o.Now, o.Rand)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
+	}
+	for _, warning := range certs.Warnings() {
+		o.Log.Warn(warning)
+	}
+	return certs, nil
+}
+
+func addresses(listen []netip.AddrPort) []string {
+	all := make([]string, len(listen))
+	for i, a := range listen {
+		all[i] = a.String()
+	}
+	return all
+}
+
+func admins(keys []config.IdentityKey) []rpc.IdentityKey {
+	all := make([]rpc.IdentityKey, len(keys))
+	for i, key := range keys {
+		all[i] = rpc.IdentityKey(key)
+	}
+	return all
+}

@@ -1,0 +1,206 @@
+// Package delivery stores messages and forwards them: one queue for each
+// (recipient, channel), oldest first.
+//
+// It promises:
+//
+//   - Enqueue answers OK after the commit that stored the message. Its sequence
+//     number is one above the last of its queue, for ever, and is never used
+//     again; readers tolerate gaps.
+//   - A repeated Enqueue (same sender, recipient, channel and message id,
+//     within the retention time) stores nothing and is answered like the first.
+//   - Peek then Ack delivers at least once, Fetch at most once. Each device of
+//     the recipient has its own cursor; a message is deleted when every device
+//     has acknowledged it, or when its time is over.
+//   - A blocked sender cannot tell: the answer is the same, and nothing is
+//     stored.
+//   - The server learns who sends to whom and when, and never what: payloads
+//     are opaque. Who sent a stored message is not stored with it.
+//
+// A message is queued, then acknowledged by some devices, then gone. The queue
+// of a recipient is bounded in messages and bytes, a sender in rate.
+package delivery
+
+import (
+	"context"
+	"crypto/ed25519"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/quicprochat/qpcd/pkg/frame"
+	"github.com/quicprochat/qpcd/pkg/limit"
+	"github.com/quicprochat/qpcd/pkg/push"
+	"github.com/quicprochat/qpcd/pkg/qpcpb"
+	"github.com/quicprochat/qpcd/pkg/rpc"
+	"github.com/quicprochat/qpcd/pkg/store"
+)
+
+const (
+	// MaxPayload is the largest message: a frame less room for the rest of
+	// its Envelope (PROTOCOL 7.3).
+	MaxPayload = frame.MaxPayload - 1<<10
+	// maxPage is how many messages one answer holds at most, and maxPageBytes
+	// how large it grows (PROTOCOL 7.5): a frame, less the response around
+	// the Envelopes.
+	maxPage      = 500
+	maxPageBytes = frame.MaxPayload - 1<<9
+	// envelopeOverhead is the most that an Envelope adds to its payload:
+	// field tags and lengths, seq, channel id and time.
+	envelopeOverhead = 64
+	// maxRecipients bounds a BatchEnqueue (PROTOCOL 7.3).
+	maxRecipients = 256
+	// maxWait bounds a FetchWait (PROTOCOL 7.5).
+	maxWait = 60 * time.Second
+	// maxWaiters bounds the FetchWaits of one identity: one for each device
+	// that a person has, and some that are about to time out.
+	maxWaiters = 32
+	// sweepRows bounds what one sweep removes of each kind.
+	sweepRows = 500
+)
+
+// Accounts tells who exists; auth.Service is one.
+type Accounts interface {
+	ExistsTx(tx *store.Tx, identity rpc.IdentityKey) (bool, error)
+}
+
+// Blocks tells who blocks whom; directory.Service is one.
+type Blocks interface {
+	BlockedTx(tx *store.Tx, blocker, blocked rpc.IdentityKey) (bool, error)
+}
+
+// Channels tells who is in a channel or group; group.Service is one. The error
+// is the answer to the sender.
+type Channels interface {
+	BothMembersTx(tx *store.Tx, channel rpc.ChannelID, sender, recipient rpc.IdentityKey) error
+}
+
+// Devices tells which devices an identity has; device.Service is one.
+type Devices interface {
+	ListTx(tx *store.Tx, identity rpc.IdentityKey) ([]rpc.DeviceID, error)
+}
+
+// Pusher tells connections of events; push.Hub is one.
+type Pusher interface {
+	Online(identity rpc.IdentityKey) bool
+	Send(to rpc.IdentityKey, event push.Event)
+}
+
+// Limits are the bounds that an installation sets.
+type Limits struct {
+	// Retention is how long a message waits at most.
+	Retention time.Duration
+	// QueueMessages and QueueBytes bound what waits for one recipient.
+	QueueMessages int64
+	QueueBytes    int64
+	// SendRate and SendBurst bound a sender, in messages a second.
+	SendRate  float64
+	SendBurst int
+}
+
+// Options says what the service is made of. All fields are needed.
+type Options struct {
+	DB       *store.DB
+	Log      *slog.Logger
+	Now      func() time.Time
+	Key      ed25519.PrivateKey // signs delivery proofs
+	Accounts Accounts
+	Blocks   Blocks
+	Channels Channels
+	Devices  Devices
+	Push     Pusher
+	Limits   Limits
+}
+
+// Service answers the methods of qpcpb.DeliveryServer.
+type Service struct {
+	options Options
+	senders *limit.Keyed[rpc.IdentityKey]
+	waiters waiters
+}
+
+var _ qpcpb.DeliveryServer = (*Service)(nil)
+
+// New returns the service.
+func New(o Options) *Service {
+	return &Service{
+		options: o,
+		senders: limit.NewKeyed[rpc.IdentityKey](o.Limits.SendRate, o.Limits.SendBurst, o.Now),
+		waiters: waiters{drained: make(chan struct{}), byKey: make(map[rpc.IdentityKey]map[chan struct{}]struct{})},
+	}
+}
+
+// Drain ends every FetchWait with what there is.
+func (s *Service) Drain() { s.waiters.drain() }
+
+// waiters are the FetchWaits under way.
+type waiters struct {
+	drained   chan struct{}
+	drainOnce sync.Once
+
+	mu    sync.Mutex
+	byKey map[rpc.IdentityKey]map[chan struct{}]struct{}
+}
+
+func (w *waiters) drain() { w.drainOnce.Do(func() { close(w.drained) }) }
+
+// add registers a waiter, or reports that the identity has too many.
+func (w *waiters) add(identity rpc.IdentityKey) (chan struct{}, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	set := w.byKey[identity]
+	if len(set) >= maxWaiters {
+		return nil, false
+	}
+	if set == nil {
+		set = make(map[chan struct{}]struct{}, 1)
+		w.byKey[identity] = set
+	}
+	woken := make(chan struct{}, 1)
+	set[woken] = struct{}{}
+	return woken, true
+}
+
+func (w *waiters) remove(identity rpc.IdentityKey, woken chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.byKey[identity], woken)
+	if len(w.byKey[identity]) == 0 {
+		delete(w.byKey, identity)
+	}
+}
+
+// wake tells all waiters of an identity to look again.
+func (w *waiters) wake(identity rpc.IdentityKey) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for woken := range w.byKey[identity] {
+		select {
+		case woken <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// announce tells the recipient's connections of a stored message, after its
+// commit.
+func (s *Service) announce(recipient rpc.IdentityKey, envelope *qpcpb.Envelope) {
+	s.waiters.wake(recipient)
+	if !s.options.Push.Online(recipient) {
+		return
+	}
+	event := &qpcpb.MessageAvailable{ChannelId: envelope.ChannelId, Seq: envelope.Seq}
+	if len(envelope.Data) <= push.MaxEnvelope {
+		event.Envelope = envelope
+	}
+	s.options.Push.Send(recipient, push.Event{Kind: qpcpb.EventMessageAvailable, Message: event})
+}
+
+// Sweep removes a bounded number of messages and receipts whose time is over,
+// and reports whether there may be more.
+func (s *Service) Sweep(ctx context.Context) (more bool, err error) {
+	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
+		more, err = sweepTx(tx, s.options.DB.ServiceTime())
+		return err
+	})
+	return more, err
+}

@@ -1,0 +1,71 @@
+package delivery
+
+import (
+	"github.com/quicprochat/qpcd/pkg/proof"
+	"github.com/quicprochat/qpcd/pkg/qpcpb"
+	"github.com/quicprochat/qpcd/pkg/rpc"
+)
+
+// proofOf returns the delivery proof of a stored message.
+func (s *Service) proofOf(m message, stored outcome) []byte {
+	return proof.SignDelivery(s.options.Key, proof.Delivery{
+		Recipient: m.to.recipient, Channel: m.to.channel(), Seq: stored.seq, MessageID: m.id, PayloadHash: stored.payloadHash,
+	})
+}
+
+// address is where a message goes: a recipient's inbox, or their queue of a
+// channel.
+type address struct {
+	recipient rpc.IdentityKey
+	id        rpc.ChannelID
+	inChannel bool
+}
+
+// channel returns the channel id as it stands on the wire and in the queue's
+// row: empty for the inbox.
+func (a address) channel() []byte {
+	if a.inChannel {
+		return a.id[:]
+	}
+	return []byte{}
+}
+
+// A message's key is its queue's id and its seq: 23 and 40 bits. A queue that
+// gets a message every millisecond lasts for 34 years.
+const (
+	seqBits = 40
+	maxSeq  = 1<<seqBits - 1
+)
+
+func messageKey(queue int64, seq uint64) int64 { return queue<<seqBits | int64(seq) }
+
+func seqOf(key int64) uint64 { return uint64(key) & maxSeq }
+
+// checkSize refuses a payload that its Envelope would carry past a frame.
+func checkSize(payload []byte, most int) error {
+	if len(payload) > most {
+		return rpc.Errorf(qpcpb.CodePayloadTooLarge, "the payload has %d bytes where %d are allowed", len(payload), most)
+	}
+	return nil
+}
+
+// pageLimit returns how many messages an answer may hold.
+func pageLimit(asked uint32) int {
+	if asked == 0 || asked > maxPage {
+		return maxPage
+	}
+	return int(asked)
+}
+
+// fits returns how many of the payload sizes fit one answer: at least the
+// first, and as many more as stay below the page's bytes.
+func fits(sizes []int) (count, bytes int) {
+	for i, size := range sizes {
+		size += envelopeOverhead
+		if i > 0 && bytes+size > maxPageBytes {
+			return i, bytes
+		}
+		bytes += size
+	}
+	return len(sizes), bytes
+}

@@ -1,0 +1,540 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/quicprochat/qpcd/pkg/qpcpb"
+	"github.com/quicprochat/qpcd/pkg/rpc"
+	"github.com/quicprochat/qpcd/pkg/store"
+)
+
+const (
+	selectParty = `SELECT id FROM delivery_party WHERE identity_key = ?`
+	insertParty = `INSERT INTO delivery_party (identity_key) VALUES (?)`
+	selectQueue = `SELECT p.id, p.messages, p.bytes, p.arrivals, coalesce(q.id, 0), coalesce(q.last_seq, 0)
+		FROM delivery_party p LEFT JOIN delivery_queue q ON q.party_id = p.id AND q.channel = ? WHERE p.identity_key = ?`
+	insertQueue   = `INSERT INTO delivery_queue (party_id, channel) VALUES (?, ?)`
+	updateLastSeq = `UPDATE delivery_queue SET last_seq = ? WHERE id = ?`
+	updateArrival = `UPDATE delivery_party SET messages = messages + 1, bytes = bytes + ?, arrivals = ? WHERE id = ?`
+	updateRemoval = `UPDATE delivery_party SET messages = messages - ?, bytes = bytes - ? WHERE id = ?`
+	deleteParty   = `DELETE FROM delivery_party WHERE id = ?`
+	selectQueues  = `SELECT id FROM delivery_queue WHERE party_id = ?`
+
+	insertMessage = `INSERT INTO delivery_message (key, payload, arrival, received_at, valid_until) VALUES (?, ?, ?, ?, ?)`
+	measureRange  = `SELECT count(*), coalesce(sum(length(payload)), 0) FROM delivery_message WHERE key BETWEEN ? AND ?`
+	deleteRange   = `DELETE FROM delivery_message WHERE key BETWEEN ? AND ?`
+
+	selectReceipt  = `SELECT seq, payload_hash FROM delivery_receipt WHERE message_id = ? AND sender_id = ? AND queue_id = ? AND valid_until > ?`
+	insertReceipt  = `INSERT OR REPLACE INTO delivery_receipt (message_id, sender_id, queue_id, seq, payload_hash, valid_until) VALUES (?, ?, ?, ?, ?, ?)`
+	deleteReceipts = `DELETE FROM delivery_receipt WHERE sender_id = ? OR queue_id IN (SELECT id FROM delivery_queue WHERE party_id = ?)`
+
+	selectCursor  = `SELECT acked_seq FROM delivery_cursor WHERE queue_id = ? AND device_id = ?`
+	upsertCursor  = `INSERT INTO delivery_cursor (queue_id, device_id, acked_seq) VALUES (?, ?, ?) ON CONFLICT (queue_id, device_id) DO UPDATE SET acked_seq = excluded.acked_seq`
+	deleteCursors = `DELETE FROM delivery_cursor WHERE device_id = ? AND queue_id IN (SELECT id FROM delivery_queue WHERE party_id = ?)`
+
+	// One page of one queue, and one of all queues of a party in order of
+	// arrival. ?1 is the party, ?2 the channel, ?3 the device or an empty blob
+	// for none, ?4 the seq to start above, ?5 the limit. 1099511627775 is
+	// maxSeq. The sizes come first, so that memory can be reserved before the
+	// payloads are read.
+	fromQueue = ` FROM delivery_queue q
+		LEFT JOIN delivery_cursor c ON c.queue_id = q.id AND c.device_id = ?3
+		CROSS JOIN delivery_message m ON m.key > (q.id << 40 | max(?4, coalesce(c.acked_seq, 0))) AND m.key <= (q.id << 40 | 1099511627775)
+		WHERE q.party_id = ?1 AND q.channel = ?2 ORDER BY m.key LIMIT ?5`
+	fromAllQueues = ` FROM delivery_queue q
+		LEFT JOIN delivery_cursor c ON c.queue_id = q.id AND c.device_id = ?3
+		CROSS JOIN delivery_message m ON m.key > (q.id << 40 | max(?4, coalesce(c.acked_seq, 0))) AND m.key <= (q.id << 40 | 1099511627775)
+		WHERE q.party_id = ?1 AND ?2 IS NOT NULL ORDER BY m.arrival LIMIT ?5`
+	sizeColumns     = `SELECT length(m.payload)`
+	messageColumns  = `SELECT m.key, m.payload, m.received_at, q.channel`
+	sizesOfQueue    = sizeColumns + fromQueue
+	sizesOfAll      = sizeColumns + fromAllQueues
+	messagesOfQueue = messageColumns + fromQueue
+	messagesOfAll   = messageColumns + fromAllQueues
+
+	selectExpired = `SELECT m.key, length(m.payload), q.party_id FROM delivery_message m JOIN delivery_queue q ON q.id = m.key >> 40
+		WHERE m.valid_until <= ? ORDER BY m.valid_until LIMIT ?`
+	deleteMessage = `DELETE FROM delivery_message WHERE key = ?`
+	// Receipts expire in the order of their ids: looking at the oldest is
+	// enough.
+	sweepReceipts = `DELETE FROM delivery_receipt WHERE id IN (SELECT id FROM delivery_receipt ORDER BY id LIMIT ?) AND valid_until <= ?`
+)
+
+// message is one message on its way into a queue.
+type message struct {
+	sender      rpc.IdentityKey
+	to          address
+	payload     []byte
+	payloadHash [32]byte
+	id          rpc.MessageID
+	hasID       bool
+	validFor    int64 // seconds of service time
+}
+
+// outcome is what became of a message.
+type outcome struct {
+	seq         uint64
+	duplicate   bool
+	payloadHash [32]byte // of the first message, when this one is a duplicate
+}
+
+// queue is the row of a queue with its party's counts.
+type queue struct {
+	party, messages, bytes, arrivals int64
+	id                               int64
+	lastSeq                          uint64
+}
+
+// queueTx finds a queue; its id is 0 when there is none yet, and its party's
+// too.
+func queueTx(tx *store.Tx, to address) (q queue, err error) {
+	err = tx.QueryRow(selectQueue, to.channel(), to.recipient).Scan(&q.party, &q.messages, &q.bytes, &q.arrivals, &q.id, &q.lastSeq)
+	if errors.Is(err, store.ErrNoRows) {
+		return queue{}, nil
+	}
+	return q, err
+}
+
+// partyTx returns the id of an identity, making it when create is set; 0 means
+// that there is none.
+func partyTx(tx *store.Tx, identity rpc.IdentityKey, create bool) (id int64, err error) {
+	err = tx.QueryRow(selectParty, identity).Scan(&id)
+	if errors.Is(err, store.ErrNoRows) {
+		if !create {
+			return 0, nil
+		}
+		result, err := tx.Exec(insertParty, identity)
+		return result.LastInsertID, err
+	}
+	return id, err
+}
+
+// mayReachTx refuses a message that may not go to its address, and reports
+// whether the recipient has blocked the sender.
+func (s *Service) mayReachTx(tx *store.Tx, sender rpc.IdentityKey, to address) (blocked bool, err error) {
+	exists, err := s.options.Accounts.ExistsTx(tx, to.recipient)
+	if err != nil {
+		return false, err
+	}
+	if !exists {
+		return false, rpc.Errorf(qpcpb.CodeUserNotFound, "nobody here has this identity key")
+	}
+	if to.inChannel {
+		if err := s.options.Channels.BothMembersTx(tx, to.id, sender, to.recipient); err != nil {
+			return false, err
+		}
+	}
+	return s.options.Blocks.BlockedTx(tx, to.recipient, sender)
+}
+
+// EnqueueTx stores a message. An *rpc.Error means that it is refused and that
+// nothing was written; other errors are the storage's.
+func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
+	blocked, err := s.mayReachTx(tx, m.sender, m.to)
+	if err != nil {
+		return outcome{}, err
+	}
+	q, err := queueTx(tx, m.to)
+	if err != nil {
+		return outcome{}, err
+	}
+	now := s.options.DB.ServiceTime()
+	var sender int64
+	if m.hasID {
+		if sender, err = partyTx(tx, m.sender, false); err != nil {
+			return outcome{}, err
+		}
+		if sender != 0 && q.id != 0 {
+			first := outcome{duplicate: true}
+			err := tx.QueryRow(selectReceipt, m.id, sender, q.id, now).Scan(&first.seq, &first.payloadHash)
+			if !errors.Is(err, store.ErrNoRows) {
+				return first, err
+			}
+		}
+	}
+	size := int64(len(m.payload))
+	if !blocked && (q.messages >= s.options.Limits.QueueMessages || q.bytes+size > s.options.Limits.QueueBytes) {
+		return outcome{}, rpc.Errorf(qpcpb.CodeQueueFull, "the recipient's queue is full until they fetch their messages")
+	}
+	if q, err = s.openQueueTx(tx, q, m.to); err != nil {
+		return outcome{}, err
+	}
+	seq := q.lastSeq + 1
+	if seq > maxSeq {
+		return outcome{}, fmt.Errorf("queue %d has used all its sequence numbers", q.id)
+	}
+	if _, err := tx.Exec(updateLastSeq, seq, q.id); err != nil {
+		return outcome{}, err
+	}
+	if m.hasID {
+		if sender == 0 {
+			if sender, err = partyTx(tx, m.sender, true); err != nil {
+				return outcome{}, err
+			}
+		}
+		until := now + int64(s.options.Limits.Retention.Seconds())
+		if _, err := tx.Exec(insertReceipt, m.id, sender, q.id, seq, m.payloadHash, until); err != nil {
+			return outcome{}, err
+		}
+	}
+	stored := outcome{seq: seq, payloadHash: m.payloadHash}
+	if blocked {
+		return stored, nil
+	}
+	received := s.options.Now().Unix()
+	if _, err := tx.Exec(insertMessage, messageKey(q.id, seq), m.payload, q.arrivals+1, received, now+m.validFor); err != nil {
+		return outcome{}, err
+	}
+	if _, err := tx.Exec(updateArrival, size, q.arrivals+1, q.party); err != nil {
+		return outcome{}, err
+	}
+	tx.AfterCommit(func() {
+		s.announce(m.to.recipient, &qpcpb.Envelope{Seq: seq, Data: m.payload, ChannelId: m.to.channel(), ReceivedAt: uint64(received)})
+	})
+	return stored, nil
+}
+
+// openQueueTx makes the rows that a queue lacks.
+func (s *Service) openQueueTx(tx *store.Tx, q queue, to address) (queue, error) {
+	if q.party == 0 {
+		party, err := partyTx(tx, to.recipient, true)
+		if err != nil {
+			return q, err
+		}
+		q.party = party
+	}
+	if q.id == 0 {
+		result, err := tx.Exec(insertQueue, q.party, to.channel())
+		if err != nil {
+			return q, err
+		}
+		q.id = result.LastInsertID
+	}
+	return q, nil
+}
+
+// page says which messages are asked for.
+type page struct {
+	identity    rpc.IdentityKey
+	channel     []byte
+	allChannels bool
+	device      rpc.DeviceID
+	hasDevice   bool
+	afterSeq    uint64
+	limit       int
+}
+
+func (p page) queries() (sizes, messages string) {
+	if p.allChannels {
+		return sizesOfAll, messagesOfAll
+	}
+	return sizesOfQueue, messagesOfQueue
+}
+
+func (p page) arguments(party int64, limit int) []any {
+	device := []byte{}
+	if p.hasDevice {
+		device = p.device[:]
+	}
+	return []any{party, p.channel, device, min(p.afterSeq, maxSeq), limit}
+}
+
+// checkDeviceTx refuses a device that the identity does not have.
+func (s *Service) checkDeviceTx(tx *store.Tx, p page) error {
+	if !p.hasDevice {
+		return nil
+	}
+	devices, err := s.options.Devices.ListTx(tx, p.identity)
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		if d == p.device {
+			return nil
+		}
+	}
+	return rpc.Errorf(qpcpb.CodeDeviceNotFound, "this device is not registered")
+}
+
+// measureTx returns how many messages fit one answer, and how large it is.
+func (s *Service) measureTx(tx *store.Tx, p page) (count, bytes int, err error) {
+	if err := s.checkDeviceTx(tx, p); err != nil {
+		return 0, 0, err
+	}
+	party, err := partyTx(tx, p.identity, false)
+	if err != nil || party == 0 {
+		return 0, 0, err
+	}
+	query, _ := p.queries()
+	rows, err := tx.Query(query, p.arguments(party, p.limit)...)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer rows.Close()
+	var sizes []int
+	for rows.Next() {
+		var size int
+		if err := rows.Scan(&size); err != nil {
+			return 0, 0, err
+		}
+		sizes = append(sizes, size)
+	}
+	count, bytes = fits(sizes)
+	return count, bytes, rows.Err()
+}
+
+// readTx returns up to count messages of a page.
+func (s *Service) readTx(tx *store.Tx, p page, count int) ([]*qpcpb.Envelope, []int64, error) {
+	party, err := partyTx(tx, p.identity, false)
+	if err != nil || party == 0 {
+		return nil, nil, err
+	}
+	_, query := p.queries()
+	rows, err := tx.Query(query, p.arguments(party, count)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer rows.Close()
+	var envelopes []*qpcpb.Envelope
+	var keys []int64
+	for rows.Next() {
+		var key int64
+		var received uint64
+		envelope := &qpcpb.Envelope{}
+		if err := rows.Scan(&key, &envelope.Data, &received, &envelope.ChannelId); err != nil {
+			return nil, nil, err
+		}
+		envelope.Seq, envelope.ReceivedAt = seqOf(key), received
+		envelopes = append(envelopes, envelope)
+		keys = append(keys, key)
+	}
+	return envelopes, keys, rows.Err()
+}
+
+// peek reads a page without changing anything.
+func (s *Service) peek(ctx context.Context, p page) (envelopes []*qpcpb.Envelope, err error) {
+	count, err := s.reserve(ctx, p)
+	if err != nil || count == 0 {
+		return nil, err
+	}
+	err = s.options.DB.Read(ctx, func(tx *store.Tx) error {
+		envelopes, _, err = s.readTx(tx, p, count)
+		return err
+	})
+	return envelopes, err
+}
+
+// fetch reads a page and acknowledges it.
+func (s *Service) fetch(ctx context.Context, p page) (envelopes []*qpcpb.Envelope, err error) {
+	count, err := s.reserve(ctx, p)
+	if err != nil || count == 0 {
+		return nil, err
+	}
+	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
+		var keys []int64
+		envelopes, keys, err = s.readTx(tx, p, count)
+		if err != nil {
+			return err
+		}
+		last := make(map[int64]uint64) // by queue
+		for _, key := range keys {
+			last[key>>seqBits] = seqOf(key)
+		}
+		party, err := partyTx(tx, p.identity, false)
+		if err != nil {
+			return err
+		}
+		for queue, seq := range last {
+			if err := s.ackQueueTx(tx, p, party, queue, seq); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return envelopes, err
+}
+
+// reserve finds out how many messages one answer holds, and makes room for
+// them. What is removed meanwhile only makes the answer smaller, since new
+// messages come after the old.
+func (s *Service) reserve(ctx context.Context, p page) (count int, err error) {
+	var bytes int
+	err = s.options.DB.Read(ctx, func(tx *store.Tx) error {
+		count, bytes, err = s.measureTx(tx, p)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return count, rpc.ReserveMemory(ctx, bytes)
+}
+
+// ackTx acknowledges a queue up to a seq.
+func (s *Service) ackTx(tx *store.Tx, p page, seq uint64) error {
+	if err := s.checkDeviceTx(tx, p); err != nil {
+		return err
+	}
+	to := address{recipient: p.identity, inChannel: len(p.channel) > 0}
+	copy(to.id[:], p.channel)
+	q, err := queueTx(tx, to)
+	if err != nil || q.id == 0 {
+		return err
+	}
+	return s.ackQueueTx(tx, p, q.party, q.id, min(seq, q.lastSeq))
+}
+
+// ackQueueTx moves the cursor of one device, or removes for all.
+func (s *Service) ackQueueTx(tx *store.Tx, p page, party, queue int64, seq uint64) error {
+	if !p.hasDevice {
+		return removeTx(tx, party, queue, seq)
+	}
+	acked, err := cursorTx(tx, queue, p.device)
+	if err != nil {
+		return err
+	}
+	if seq > acked {
+		if _, err := tx.Exec(upsertCursor, queue, p.device, seq); err != nil {
+			return err
+		}
+	}
+	return s.trimTx(tx, p.identity, party, queue)
+}
+
+func cursorTx(tx *store.Tx, queue int64, device rpc.DeviceID) (acked uint64, err error) {
+	err = tx.QueryRow(selectCursor, queue, device).Scan(&acked)
+	if errors.Is(err, store.ErrNoRows) {
+		return 0, nil
+	}
+	return acked, err
+}
+
+// trimTx removes what every device has acknowledged. Without devices it
+// removes nothing: then only calls without a device acknowledge.
+func (s *Service) trimTx(tx *store.Tx, identity rpc.IdentityKey, party, queue int64) error {
+	devices, err := s.options.Devices.ListTx(tx, identity)
+	if err != nil || len(devices) == 0 {
+		return err
+	}
+	all := uint64(maxSeq)
+	for _, device := range devices {
+		acked, err := cursorTx(tx, queue, device)
+		if err != nil {
+			return err
+		}
+		all = min(all, acked)
+	}
+	return removeTx(tx, party, queue, all)
+}
+
+// removeTx deletes the messages of a queue up to a seq.
+func removeTx(tx *store.Tx, party, queue int64, seq uint64) error {
+	first, last := messageKey(queue, 0), messageKey(queue, seq)
+	var count, bytes int64
+	if err := tx.QueryRow(measureRange, first, last).Scan(&count, &bytes); err != nil || count == 0 {
+		return err
+	}
+	if _, err := tx.Exec(deleteRange, first, last); err != nil {
+		return err
+	}
+	_, err := tx.Exec(updateRemoval, count, bytes, party)
+	return err
+}
+
+// queuesTx returns the queues of a party.
+func queuesTx(tx *store.Tx, party int64) (queues []int64, err error) {
+	rows, err := tx.Query(selectQueues, party)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		queues = append(queues, id)
+	}
+	return queues, rows.Err()
+}
+
+// ForgetDeviceTx drops the cursors of a device that is no longer registered,
+// and what only it had left to acknowledge.
+func (s *Service) ForgetDeviceTx(tx *store.Tx, identity rpc.IdentityKey, device rpc.DeviceID) error {
+	party, err := partyTx(tx, identity, false)
+	if err != nil || party == 0 {
+		return err
+	}
+	if _, err := tx.Exec(deleteCursors, device, party); err != nil {
+		return err
+	}
+	queues, err := queuesTx(tx, party)
+	if err != nil {
+		return err
+	}
+	for _, queue := range queues {
+		if err := s.trimTx(tx, identity, party, queue); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// EraseTx removes an identity's queues, and what is known of its sending.
+func (s *Service) EraseTx(tx *store.Tx, identity rpc.IdentityKey) error {
+	party, err := partyTx(tx, identity, false)
+	if err != nil || party == 0 {
+		return err
+	}
+	queues, err := queuesTx(tx, party)
+	if err != nil {
+		return err
+	}
+	for _, queue := range queues {
+		if _, err := tx.Exec(deleteRange, messageKey(queue, 0), messageKey(queue, maxSeq)); err != nil {
+			return err
+		}
+	}
+	if _, err := tx.Exec(deleteReceipts, party, party); err != nil {
+		return err
+	}
+	_, err = tx.Exec(deleteParty, party) // queues and cursors go with it
+	return err
+}
+
+// sweepTx removes expired messages and receipts.
+func sweepTx(tx *store.Tx, now int64) (more bool, err error) {
+	rows, err := tx.Query(selectExpired, now, sweepRows)
+	if err != nil {
+		return false, err
+	}
+	defer rows.Close()
+	type removal struct{ messages, bytes int64 }
+	removed := make(map[int64]removal)
+	var keys []int64
+	for rows.Next() {
+		var key, size, party int64
+		if err := rows.Scan(&key, &size, &party); err != nil {
+			return false, err
+		}
+		r := removed[party]
+		removed[party] = removal{r.messages + 1, r.bytes + size}
+		keys = append(keys, key)
+	}
+	if err := rows.Err(); err != nil {
+		return false, err
+	}
+	for _, key := range keys {
+		if _, err := tx.Exec(deleteMessage, key); err != nil {
+			return false, err
+		}
+	}
+	for party, r := range removed {
+		if _, err := tx.Exec(updateRemoval, r.messages, r.bytes, party); err != nil {
+			return false, err
+		}
+	}
+	receipts, err := tx.Exec(sweepReceipts, sweepRows, now)
+	return len(keys) == sweepRows || receipts.RowsAffected == sweepRows, err
+}
