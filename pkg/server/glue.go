@@ -48,19 +48,23 @@ func (s *Server) eraseTx(tx *store.Tx, identity rpc.IdentityKey) error {
 // accountBook shows the accounts to the directory in its own terms.
 type accountBook struct{ accounts *auth.Service }
 
-func toDirectory(a auth.Account, err error) (directory.Account, error) {
+func toDirectory(a auth.Account) directory.Account {
+	return directory.Account{Identity: a.Identity, Username: a.Username, LastSeenAt: a.LastSeenAt.Unix()}
+}
+
+func found(a auth.Account, err error) (directory.Account, bool, error) {
 	if errors.Is(err, auth.ErrNoAccount) {
-		err = directory.ErrNoAccount
+		return directory.Account{}, false, nil
 	}
-	return directory.Account{Identity: a.Identity, Username: a.Username, LastSeenAt: a.LastSeenAt}, err
+	return toDirectory(a), err == nil, err
 }
 
-func (b accountBook) FindByNameTx(tx *store.Tx, folded string) (directory.Account, error) {
-	return toDirectory(b.accounts.FindByNameTx(tx, folded))
+func (b accountBook) FindByNameTx(tx *store.Tx, folded string) (directory.Account, bool, error) {
+	return found(b.accounts.FindByNameTx(tx, folded))
 }
 
-func (b accountBook) FindByKeyTx(tx *store.Tx, identity rpc.IdentityKey) (directory.Account, error) {
-	return toDirectory(b.accounts.FindByKeyTx(tx, identity))
+func (b accountBook) FindByKeyTx(tx *store.Tx, identity rpc.IdentityKey) (directory.Account, bool, error) {
+	return found(b.accounts.FindByKeyTx(tx, identity))
 }
 
 func (b accountBook) ListTx(tx *store.Tx, prefix, after string, limit int) ([]directory.Account, error) {
@@ -70,14 +74,7 @@ func (b accountBook) ListTx(tx *store.Tx, prefix, after string, limit int) ([]di
 	}
 	listed := make([]directory.Account, len(accounts))
 	for i, a := range accounts {
-		listed[i], _ = toDirectory(a, nil)
+		listed[i] = toDirectory(a)
 	}
 	return listed, nil
-}
-
-// deviceList is a function as delivery.Devices.
-type deviceList func(tx *store.Tx, identity rpc.IdentityKey) ([]rpc.DeviceID, error)
-
-func (f deviceList) ListTx(tx *store.Tx, identity rpc.IdentityKey) ([]rpc.DeviceID, error) {
-	return f(tx, identity)
 }

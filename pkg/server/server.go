@@ -157,6 +157,7 @@ func (s *Server) build(cfg *config.Config, o Options, secrets secrets, opaqueSer
 	// The hub and the dispatcher call into domains that are made after them.
 	var (
 		accounts *auth.Service
+		devices  *device.Service
 		groups   *group.Service
 	)
 	s.hub = push.NewHub(push.Options{
@@ -173,7 +174,11 @@ func (s *Server) build(cfg *config.Config, o Options, secrets secrets, opaqueSer
 	s.calls = rpc.NewServer(rpc.ServerOptions{
 		Log: o.Log,
 		ResumeSession: func(ctx context.Context, token []byte) (rpc.Principal, error) {
-			return accounts.ResumeSession(ctx, token)
+			principal, err := accounts.ResumeSession(ctx, token)
+			if errors.Is(err, auth.ErrNoSession) {
+				err = rpc.ErrSessionRefused
+			}
+			return principal, err
 		},
 		Authenticated: s.hub.Authenticated,
 		Disconnected: func(p *rpc.Peer) {
@@ -191,32 +196,32 @@ func (s *Server) build(cfg *config.Config, o Options, secrets secrets, opaqueSer
 		Admins:               admins(cfg.Admins),
 		Sessions:             s.hub,
 		Limits:               o.Registrations,
-		Erase: []func(*store.Tx, rpc.IdentityKey) error{
-			s.eraseTx,
+		Erase:                s.eraseTx,
+		DeviceSeen: func(tx *store.Tx, identity rpc.IdentityKey, id rpc.DeviceID) error {
+			return devices.SeenTx(tx, identity, id)
 		},
 	})
-	groups = group.New(group.Options{DB: s.db, Rand: o.Rand, Accounts: accounts})
+	groups = group.New(group.Options{DB: s.db, Accounts: accounts, Random: o.Rand})
 	names := directory.New(directory.Options{DB: s.db, Accounts: accountBook{accounts}, Presence: s.hub})
-	packages := keys.New(keys.Options{DB: s.db, Now: o.Now, Push: s.hub})
-	var devices *device.Service
+	packages := keys.New(keys.Options{DB: s.db, Accounts: accounts, Push: s.hub, Now: o.Now})
+	devices = device.New(device.Options{
+		DB: s.db, Accounts: accounts, Sessions: s.hub, Now: o.Now,
+		Forget: []device.Forget{
+			func(tx *store.Tx, identity rpc.IdentityKey, id rpc.DeviceID) error {
+				return s.delivery.ForgetDeviceTx(tx, identity, id)
+			},
+			packages.ForgetDeviceTx, accounts.ForgetDeviceTx,
+		},
+	})
 	s.delivery = delivery.New(delivery.Options{
 		DB: s.db, Log: o.Log, Now: o.Now, Key: secrets.signing,
-		Accounts: accounts, Blocks: names, Channels: groups, Push: s.hub,
-		Devices: deviceList(func(tx *store.Tx, identity rpc.IdentityKey) ([]rpc.DeviceID, error) {
-			return devices.ListTx(tx, identity)
-		}),
+		Accounts: accounts, Blocks: names, Channels: groups, Devices: devices, Push: s.hub,
 		Limits: delivery.Limits{
 			Retention:     cfg.Retention,
 			QueueMessages: int64(cfg.QueueMessages),
 			QueueBytes:    cfg.QueueBytes,
 			SendRate:      float64(cfg.SendRate),
 			SendBurst:     cfg.SendBurst,
-		},
-	})
-	devices = device.New(device.Options{
-		DB: s.db, Now: o.Now, Sessions: s.hub,
-		Forget: []func(*store.Tx, rpc.IdentityKey, rpc.DeviceID) error{
-			s.delivery.ForgetDeviceTx, packages.ForgetDeviceTx, accounts.ForgetDeviceTx,
 		},
 	})
 	s.erase = []func(*store.Tx, rpc.IdentityKey) error{

@@ -56,8 +56,8 @@ const (
 	pendingFor    = 5 * time.Minute
 
 	// registrationsPerHour and registrationBurst bound the registrations that
-	// one address may begin: a family behind one address in one evening, but
-	// no squatting of all names.
+	// one address may begin, and finish: a family behind one address in one
+	// evening, but no squatting of all names and no asking which are taken.
 	registrationsPerHour = 60
 	registrationBurst    = 30
 
@@ -89,8 +89,8 @@ type Limits struct {
 	RegistrationBurst    int
 }
 
-// Options says what the service is made of. All fields are needed but Admins,
-// Erase and Limits.
+// Options says what the service is made of. All fields are needed but Admins
+// and Limits.
 type Options struct {
 	DB     *store.DB
 	Opaque *opaque.Server
@@ -107,7 +107,9 @@ type Options struct {
 	Limits               Limits
 	// Erase removes an identity from every other domain, in the transaction
 	// that deletes the account.
-	Erase []func(tx *store.Tx, identity rpc.IdentityKey) error
+	Erase func(tx *store.Tx, identity rpc.IdentityKey) error
+	// DeviceSeen notes that a device has logged in or used its session.
+	DeviceSeen func(tx *store.Tx, identity rpc.IdentityKey, device rpc.DeviceID) error
 }
 
 // Service answers the methods of qpcpb.AuthServer.
@@ -116,7 +118,10 @@ type Service struct {
 	admins        map[rpc.IdentityKey]bool
 	pending       *pendingTable
 	failures      *failureTable
+	// The two halves of a registration are bounded apart, since a second half
+	// needs no first.
 	registrations *limit.Keyed[netip.Addr]
+	finishes      *limit.Keyed[netip.Addr]
 }
 
 var _ qpcpb.AuthServer = (*Service)(nil)
@@ -139,6 +144,7 @@ func New(o Options) *Service {
 		pending:       newPendingTable(o.Now),
 		failures:      newFailureTable(o.Now),
 		registrations: limit.NewKeyed[netip.Addr](o.Limits.RegistrationsPerHour/3600, o.Limits.RegistrationBurst, o.Now),
+		finishes:      limit.NewKeyed[netip.Addr](o.Limits.RegistrationsPerHour/3600, o.Limits.RegistrationBurst, o.Now),
 	}
 }
 

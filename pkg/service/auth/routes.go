@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 
 	"github.com/quicprochat/qpcd/pkg/limit"
 	"github.com/quicprochat/qpcd/pkg/opaque"
@@ -41,7 +42,10 @@ func (s *Service) OpaqueRegisterStart(ctx context.Context, r *qpcpb.OpaqueRegist
 		return nil, rpc.Errorf(qpcpb.CodeRegistrationClosed, "this server takes no new accounts")
 	}
 	if wait, ok := s.registrations.Take(source(ctx), 1); !ok {
-		return nil, rpc.Errorf(qpcpb.CodeRateLimited, "too many registrations from your address; try again later").After(wait)
+		return nil, registrationsError(wait)
+	}
+	if wait, ok := s.failures.attempt(folded, source(ctx), scopeName); !ok {
+		return nil, attemptsError(wait)
 	}
 	response, err := s.options.Opaque.RegistrationResponse(r.Request, []byte(folded))
 	if err != nil {
@@ -82,6 +86,9 @@ func (s *Service) OpaqueRegisterFinish(ctx context.Context, r *qpcpb.OpaqueRegis
 		hash := sha256.Sum256([]byte(r.Invite))
 		invite = &hash
 	}
+	if wait, ok := s.finishes.Take(source(ctx), 1); !ok {
+		return nil, registrationsError(wait)
+	}
 	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
 		return s.registerTx(tx, folded, identity, r.Upload, invite)
 	})
@@ -95,6 +102,7 @@ func (s *Service) OpaqueRegisterFinish(ctx context.Context, r *qpcpb.OpaqueRegis
 	case err != nil:
 		return nil, fmt.Errorf("storing an account: %w", err)
 	}
+	s.failures.succeeded(folded, source(ctx), scopeName)
 	return &qpcpb.OpaqueRegisterFinishResponse{Success: true}, nil
 }
 
@@ -105,8 +113,8 @@ func (s *Service) OpaqueLoginStart(ctx context.Context, r *qpcpb.OpaqueLoginStar
 	if err != nil {
 		return nil, err
 	}
-	if wait, ok := s.failures.attempt(folded, source(ctx)); !ok {
-		return nil, rpc.Errorf(qpcpb.CodeRateLimited, "too many attempts; wait before the next").After(wait)
+	if wait, ok := s.failures.attempt(folded, source(ctx), scopeLogin); !ok {
+		return nil, attemptsError(wait)
 	}
 	record, err := s.record(ctx, folded)
 	if err != nil {
@@ -116,7 +124,7 @@ func (s *Service) OpaqueLoginStart(ctx context.Context, r *qpcpb.OpaqueLoginStar
 	if err != nil {
 		return nil, opaqueError("request", err)
 	}
-	if !s.pending.put(rpc.PeerOf(ctx), folded, state) {
+	if !s.pending.put(rpc.PeerOf(ctx), pendingLogin{folded: folded, state: state, record: sha256.Sum256(record)}) {
 		return nil, rpc.Errorf(qpcpb.CodeBusy, "too many logins are under way; try again").After(pendingFor)
 	}
 	return &qpcpb.OpaqueLoginStartResponse{Response: response}, nil
@@ -138,11 +146,11 @@ func (s *Service) OpaqueLoginFinish(ctx context.Context, r *qpcpb.OpaqueLoginFin
 		return nil, err
 	}
 	peer := rpc.PeerOf(ctx)
-	state, ok := s.pending.take(peer, folded)
+	login, ok := s.pending.take(peer, folded)
 	if !ok {
 		return nil, rpc.Errorf(qpcpb.CodeLoginExpired, "no login of this name is under way on this connection; start again")
 	}
-	if _, err := state.Finish(r.Finalization); err != nil {
+	if _, err := login.state.Finish(r.Finalization); err != nil {
 		if errors.Is(err, opaque.ErrMalformed) {
 			return nil, opaqueError("finalization", err)
 		}
@@ -157,25 +165,27 @@ func (s *Service) OpaqueLoginFinish(ctx context.Context, r *qpcpb.OpaqueLoginFin
 		Identity: identity, Username: folded, Session: hashToken(token),
 		Device: device, HasDevice: hasDevice, Admin: s.admins[identity],
 	}
-	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
-		account, err := s.FindByNameTx(tx, folded)
-		if err != nil {
-			return err
-		}
-		if account.Identity != identity {
-			return ErrNoAccount
-		}
-		return s.loginTx(tx, principal)
+	var surplus [][32]byte
+	err = s.options.DB.Write(ctx, func(tx *store.Tx) (err error) {
+		surplus, err = s.loginTx(tx, principal, login.record)
+		// Authenticated before any later write can end this session: whatever
+		// ends it finds the connection.
+		tx.AfterCommit(func() { peer.Authenticate(principal) })
+		return err
 	})
-	if errors.Is(err, ErrNoAccount) {
+	if errors.Is(err, ErrNoAccount) || errors.Is(err, errStale) {
 		peer.RefuseCredentials()
 		return nil, credentialsError()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("storing a session: %w", err)
 	}
-	s.failures.succeeded(folded, source(ctx))
-	peer.Authenticate(principal)
+	s.failures.succeeded(folded, source(ctx), scopeLogin)
+	if len(surplus) > 0 {
+		s.options.Sessions.EndSessions(ctx, identity, func(p *rpc.Principal) bool {
+			return slices.Contains(surplus, p.Session)
+		}, transport.CloseSessionRevoked, "too many sessions; this one was the least used")
+	}
 	return &qpcpb.OpaqueLoginFinishResponse{SessionToken: token}, nil
 }
 
@@ -203,7 +213,11 @@ func (s *Service) Logout(ctx context.Context, r *qpcpb.LogoutRequest) (*qpcpb.Lo
 // ChangePasswordStart answers the first message of a new registration of the
 // caller's name.
 func (s *Service) ChangePasswordStart(ctx context.Context, r *qpcpb.ChangePasswordStartRequest) (*qpcpb.ChangePasswordStartResponse, error) {
-	response, err := s.options.Opaque.RegistrationResponse(r.Request, []byte(rpc.PrincipalOf(ctx).Username))
+	name := rpc.PrincipalOf(ctx).Username
+	if wait, ok := s.failures.attempt(name, source(ctx), scopeName); !ok {
+		return nil, attemptsError(wait)
+	}
+	response, err := s.options.Opaque.RegistrationResponse(r.Request, []byte(name))
 	if err != nil {
 		return nil, opaqueError("request", err)
 	}
@@ -217,16 +231,14 @@ func (s *Service) ChangePasswordFinish(ctx context.Context, r *qpcpb.ChangePassw
 	if err := s.options.Opaque.CheckRegistrationUpload(r.Upload); err != nil {
 		return nil, opaqueError("upload", err)
 	}
-	err := s.options.DB.Write(ctx, func(tx *store.Tx) error {
-		if _, err := tx.Exec(updateRecord, r.Upload, caller.Identity); err != nil {
-			return err
-		}
-		_, err := tx.Exec(deleteOtherSessions, caller.Identity, caller.Session)
-		return err
-	})
+	err := s.options.DB.Write(ctx, func(tx *store.Tx) error { return s.changePasswordTx(tx, caller, r.Upload) })
+	if errors.Is(err, ErrNoSession) {
+		return nil, rpc.Errorf(qpcpb.CodeUnauthenticated, "your session has ended; log in again")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("changing a password: %w", err)
 	}
+	s.failures.succeeded(caller.Username, source(ctx), scopeName)
 	s.options.Sessions.EndSessions(ctx, caller.Identity, func(p *rpc.Principal) bool {
 		return p.Session != caller.Session
 	}, transport.CloseSessionRevoked, "the password was changed")

@@ -28,6 +28,16 @@ func credentialsError() error {
 	return rpc.Errorf(qpcpb.CodeBadCredentials, "name, password or identity key is wrong")
 }
 
+// attemptsError is the answer to a guess too soon.
+func attemptsError(wait time.Duration) error {
+	return rpc.Errorf(qpcpb.CodeRateLimited, "too many attempts; wait before the next").After(wait)
+}
+
+// registrationsError is the answer to one registration too many.
+func registrationsError(wait time.Duration) error {
+	return rpc.Errorf(qpcpb.CodeRateLimited, "too many registrations from your address; try again later").After(wait)
+}
+
 // opaqueError is the answer to an OPAQUE message that does not parse.
 func opaqueError(field string, err error) error {
 	if errors.Is(err, opaque.ErrMalformed) {
@@ -48,6 +58,9 @@ type pendingTable struct {
 type pendingLogin struct {
 	folded string
 	state  opaque.LoginState
+	// record is the SHA-256 of the OPAQUE record that the login is made with:
+	// a password that was changed meanwhile opens nothing.
+	record [32]byte
 	until  time.Time
 }
 
@@ -57,13 +70,13 @@ func newPendingTable(now func() time.Time) *pendingTable {
 
 // put keeps a login, in place of an earlier one on the same connection. It
 // reports false when there is no room.
-func (t *pendingTable) put(p *rpc.Peer, folded string, state opaque.LoginState) bool {
+func (t *pendingTable) put(p *rpc.Peer, login pendingLogin) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
 	if _, again := t.logins[p]; !again && len(t.logins) >= pendingLogins {
-		for peer, login := range t.logins {
-			if now.After(login.until) {
+		for peer, other := range t.logins {
+			if now.After(other.until) {
 				delete(t.logins, peer)
 			}
 		}
@@ -71,18 +84,19 @@ func (t *pendingTable) put(p *rpc.Peer, folded string, state opaque.LoginState) 
 			return false
 		}
 	}
-	t.logins[p] = pendingLogin{folded: folded, state: state, until: now.Add(pendingFor)}
+	login.until = now.Add(pendingFor)
+	t.logins[p] = login
 	return true
 }
 
 // take removes and returns the login that a connection has started for a
 // name.
-func (t *pendingTable) take(p *rpc.Peer, folded string) (opaque.LoginState, bool) {
+func (t *pendingTable) take(p *rpc.Peer, folded string) (pendingLogin, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	login, ok := t.logins[p]
 	delete(t.logins, p)
-	return login.state, ok && login.folded == folded && !t.now().After(login.until)
+	return login, ok && login.folded == folded && !t.now().After(login.until)
 }
 
 func (t *pendingTable) forget(p *rpc.Peer) {
@@ -99,6 +113,10 @@ func (t *pendingTable) forget(p *rpc.Peer) {
 //	one address, any name  20 free, then the same
 //	one name, anywhere     50 free, then 1 s … 30 s: guessing from many
 //	                       addresses is slow, and never locks the owner out
+//
+// A registration's first message counts too, for the name: its answer is the
+// OPRF under the same key as a login's, so that with one KE2 in hand each
+// answer tests one guess. The address has a limit of its own there.
 const (
 	freePerPair    = 5
 	freePerAddress = 20
@@ -136,13 +154,21 @@ func newFailureTable(now func() time.Time) *failureTable {
 	return &failureTable{now: now, counts: make(map[failureKey]failure)}
 }
 
+// scope says how many of the keys of an attempt it counts for.
+type scope int
+
+const (
+	scopeName  scope = 2 // the name, and the name from this address
+	scopeLogin scope = 3 // the address too
+)
+
 // attempt counts an attempt, or returns how long to wait before one.
-func (t *failureTable) attempt(name string, address netip.Addr) (wait time.Duration, ok bool) {
+func (t *failureTable) attempt(name string, address netip.Addr, scope scope) (wait time.Duration, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
 	keys := failureKeys(name, address)
-	for _, key := range keys {
+	for _, key := range keys[:scope] {
 		if f, known := t.counts[key]; known && now.Before(f.until) {
 			wait = max(wait, f.until.Sub(now))
 		}
@@ -153,8 +179,8 @@ func (t *failureTable) attempt(name string, address netip.Addr) (wait time.Durat
 	bounds := [...]struct {
 		free int
 		most time.Duration
-	}{{freePerPair, maxPairWait}, {freePerAddress, maxAddressWait}, {freePerName, maxNameWait}}
-	for i, key := range keys {
+	}{{freePerPair, maxPairWait}, {freePerName, maxNameWait}, {freePerAddress, maxAddressWait}}
+	for i, key := range keys[:scope] {
 		t.counts[key] = t.counts[key].next(now, bounds[i].free, bounds[i].most)
 	}
 	if len(t.counts) > maxFailureKeys {
@@ -177,15 +203,15 @@ func (f failure) next(now time.Time, free int, most time.Duration) failure {
 }
 
 // succeeded forgets the failures of a name from an address, and takes one
-// attempt back from the address and the name alone.
-func (t *failureTable) succeeded(name string, address netip.Addr) {
+// attempt back from the other keys that it was counted for.
+func (t *failureTable) succeeded(name string, address netip.Addr, scope scope) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	keys := failureKeys(name, address)
 	delete(t.counts, keys[0])
-	for _, key := range keys[1:] {
-		f := t.counts[key]
-		if f.count--; f.count <= 0 {
+	for _, key := range keys[1:scope] {
+		f, known := t.counts[key]
+		if f.count--; !known || f.count <= 0 {
 			delete(t.counts, key)
 			continue
 		}
@@ -193,8 +219,9 @@ func (t *failureTable) succeeded(name string, address netip.Addr) {
 	}
 }
 
+// failureKeys returns the keys of an attempt, in the order of scope.
 func failureKeys(name string, address netip.Addr) [3]failureKey {
-	return [3]failureKey{{name: name, address: address}, {address: address}, {name: name}}
+	return [3]failureKey{{name: name, address: address}, {name: name}, {address: address}}
 }
 
 // forget drops what is old, and when that is not enough, an arbitrary half of

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"time"
 
@@ -51,10 +52,12 @@ const (
 	// The sessions of an account but one (which may be none).
 	deleteOtherSessions = `DELETE FROM auth_session WHERE account_id = (SELECT id FROM auth_account WHERE identity_key = ?) AND token_hash <> ?`
 	deleteDevice        = `DELETE FROM auth_session WHERE account_id = (SELECT id FROM auth_account WHERE identity_key = ?) AND device_id = ?`
-	// The sessions past the newest few.
-	trimSessions = `DELETE FROM auth_session WHERE token_hash IN (
-		SELECT token_hash FROM auth_session WHERE account_id = (SELECT id FROM auth_account WHERE identity_key = ?)
-		ORDER BY valid_until DESC LIMIT -1 OFFSET ?)`
+	selectLive          = `SELECT 1 FROM auth_session WHERE token_hash = ? AND valid_until > ?`
+	// The sessions past the newest few, beside the one just made: of those
+	// made in the same second any may go, but not that one.
+	selectSurplus = `SELECT token_hash FROM auth_session
+		WHERE account_id = (SELECT id FROM auth_account WHERE identity_key = ?) AND token_hash <> ?
+		ORDER BY valid_until DESC LIMIT -1 OFFSET ?`
 	sweepSessions = `DELETE FROM auth_session WHERE token_hash IN (SELECT token_hash FROM auth_session WHERE valid_until <= ? LIMIT ?)`
 )
 
@@ -134,16 +137,28 @@ func (s *Service) record(ctx context.Context, folded string) (record []byte, err
 	return record, err
 }
 
-// errTaken tells the two conflicts of a registration apart.
+// How a transaction of this package refuses.
 var (
 	errNameTaken     = errors.New("the name is taken")
 	errIdentityTaken = errors.New("the identity key has an account")
 	errInvite        = errors.New("the invite is used up, expired or unknown")
+	errStale         = errors.New("the password was changed after the login began")
 )
 
 // registerTx makes an account, using up an invite when there is one.
 func (s *Service) registerTx(tx *store.Tx, folded string, identity rpc.IdentityKey, record []byte, invite *[32]byte) error {
 	now, service := s.options.Now().Unix(), s.options.DB.ServiceTime()
+	// The invite comes first: who has none learns nothing about names. What
+	// fails below gives it back with the transaction.
+	if invite != nil {
+		result, err := tx.Exec(takeInvite, *invite, service)
+		if err != nil {
+			return err
+		}
+		if result.RowsAffected == 0 {
+			return errInvite
+		}
+	}
 	var one int
 	switch err := tx.QueryRow(selectRetired, folded, service).Scan(&one); {
 	case err == nil:
@@ -161,15 +176,6 @@ func (s *Service) registerTx(tx *store.Tx, folded string, identity rpc.IdentityK
 	} else if known {
 		return errIdentityTaken
 	}
-	if invite != nil {
-		result, err := tx.Exec(takeInvite, *invite, service)
-		if err != nil {
-			return err
-		}
-		if result.RowsAffected == 0 {
-			return errInvite
-		}
-	}
 	if _, err := tx.Exec(deleteRetired, folded); err != nil {
 		return err
 	}
@@ -177,18 +183,87 @@ func (s *Service) registerTx(tx *store.Tx, folded string, identity rpc.IdentityK
 	return err
 }
 
-// loginTx makes a session for an account.
-func (s *Service) loginTx(tx *store.Tx, p rpc.Principal) error {
+// loginTx makes a session for the account of p, whose OPAQUE record must
+// still be the one that the login was made with. It returns the sessions that
+// made room.
+func (s *Service) loginTx(tx *store.Tx, p rpc.Principal, record [32]byte) (surplus [][32]byte, err error) {
+	account, err := s.FindByNameTx(tx, p.Username)
+	if err != nil {
+		return nil, err
+	}
+	if account.Identity != p.Identity {
+		return nil, ErrNoAccount
+	}
+	var present []byte
+	if err := tx.QueryRow(selectRecord, p.Username).Scan(&present); err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(present) != record {
+		return nil, errStale
+	}
 	var device any
 	if p.HasDevice {
 		device = p.Device[:]
 	}
 	until := s.options.DB.ServiceTime() + seconds(s.options.SessionTTL)
 	if _, err := tx.Exec(insertSession, p.Session, device, until, p.Identity); err != nil {
+		return nil, err
+	}
+	if surplus, err = s.trimSessionsTx(tx, p); err != nil {
+		return nil, err
+	}
+	return surplus, s.deviceSeenTx(tx, p)
+}
+
+// trimSessionsTx deletes the sessions past maxSessions, and returns them.
+func (s *Service) trimSessionsTx(tx *store.Tx, p rpc.Principal) (surplus [][32]byte, err error) {
+	rows, err := tx.Query(selectSurplus, p.Identity, p.Session, maxSessions-1)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var session [32]byte
+		if err := rows.Scan(&session); err != nil {
+			return nil, err
+		}
+		surplus = append(surplus, session)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	for _, session := range surplus {
+		if _, err := tx.Exec(deleteSession, session); err != nil {
+			return nil, err
+		}
+	}
+	return surplus, nil
+}
+
+// changePasswordTx replaces the OPAQUE record of a session's account and ends
+// its other sessions. A session that has ended meanwhile changes nothing: the
+// password may have been changed to be rid of it.
+func (s *Service) changePasswordTx(tx *store.Tx, p *rpc.Principal, record []byte) error {
+	var one int
+	err := tx.QueryRow(selectLive, p.Session, s.options.DB.ServiceTime()).Scan(&one)
+	if errors.Is(err, store.ErrNoRows) {
+		return ErrNoSession
+	}
+	if err != nil {
 		return err
 	}
-	_, err := tx.Exec(trimSessions, p.Identity, maxSessions)
+	if _, err := tx.Exec(updateRecord, record, p.Identity); err != nil {
+		return err
+	}
+	_, err = tx.Exec(deleteOtherSessions, p.Identity, p.Session)
 	return err
+}
+
+func (s *Service) deviceSeenTx(tx *store.Tx, p rpc.Principal) error {
+	if !p.HasDevice {
+		return nil
+	}
+	return s.options.DeviceSeen(tx, p.Identity, p.Device)
 }
 
 // ResumeSession returns the principal of a session token and notes its use. It
@@ -222,8 +297,10 @@ func (s *Service) touch(ctx context.Context, p rpc.Principal, until int64) {
 		return
 	}
 	err := s.options.DB.Write(ctx, func(tx *store.Tx) error {
-		_, err := tx.Exec(touchSession, fresh, p.Session)
-		return err
+		if _, err := tx.Exec(touchSession, fresh, p.Session); err != nil {
+			return err
+		}
+		return s.deviceSeenTx(tx, p)
 	})
 	if err != nil && ctx.Err() == nil {
 		s.options.Log.Warn("the use of a session is not written down", "error", err)
@@ -255,10 +332,8 @@ func (s *Service) eraseTx(tx *store.Tx, identity rpc.IdentityKey) error {
 	if err != nil {
 		return err
 	}
-	for _, erase := range s.options.Erase {
-		if err := erase(tx, identity); err != nil {
-			return err
-		}
+	if err := s.options.Erase(tx, identity); err != nil {
+		return err
 	}
 	if _, err := tx.Exec(deleteAccount, identity); err != nil { // sessions go with it
 		return err
