@@ -93,11 +93,11 @@ func Settings() []Setting {
 		}, func(c *Config) *[]netip.AddrPort { return &c.Listen }, parseAddrPort),
 		path(Setting{
 			Name: "data_dir", Default: []string{"data"}, Router: []string{"/srv/qpcd"},
-			Doc: "The directory for the database, the certificate and the server's keys. It is created with mode 0700 if it is missing; its parent must exist and last: /tmp and /var are memory on a router and empty after a restart. A relative path starts at the working directory.",
+			Doc: "The directory for the database, the certificate and the server's keys. It is created with mode 0700 if it is missing. Choose a place that lasts: /tmp and /var are memory on a router and empty after a restart. A relative path starts at the working directory.",
 		}, func(c *Config) *string { return &c.DataDir }),
 		path(Setting{
 			Name: "tls_cert", DefaultText: "server-cert.der in data_dir", Example: "/etc/ssl/acme/home.example.fullchain.crt",
-			Doc:    "The certificate file, DER or PEM (a PEM file may hold the whole chain). The default one is made at the first start, self-signed, and clients pin it; a file you name must exist. It is read again when it changes and on SIGHUP.",
+			Doc:    "The certificate file, DER or PEM (a PEM file may hold the whole chain). When neither it nor its key exists, both are made at the first start, self-signed, and clients pin it. It is read again on SIGHUP.",
 			derive: func(c *Config, _ string) string { return filepath.Join(c.DataDir, "server-cert.der") },
 		}, func(c *Config) *string { return &c.TLSCert }),
 		path(Setting{

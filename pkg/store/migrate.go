@@ -86,7 +86,9 @@ func (c *conn) migrate(ctx context.Context, log *slog.Logger, migrations []migra
 		if err := c.apply(migrations[i], i+1); err != nil {
 			return fmt.Errorf("%s: %w", migrations[i].name, err)
 		}
-		log.Info("database schema changed", "migration", migrations[i].name)
+	}
+	if version > 0 { // a new file has no past to tell of
+		log.Info("database schema changed", "from", version, "to", len(migrations))
 	}
 	return c.script("PRAGMA foreign_keys = ON")
 }
