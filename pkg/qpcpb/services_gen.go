@@ -9,20 +9,23 @@ import (
 
 // AuthServer answers the methods of AuthService: Accounts, sessions and passwords (OPAQUE, RFC 9807).
 type AuthServer interface {
-	// OpaqueRegisterStart: method 100, public.
+	// OpaqueRegisterStart: Answers the first message of a registration, alike whether the name is
+	// free or taken.
 	OpaqueRegisterStart(context.Context, *OpaqueRegisterStartRequest) (*OpaqueRegisterStartResponse, error)
-	// OpaqueRegisterFinish: method 101, public.
+	// OpaqueRegisterFinish: Makes the account. A name that is taken or rests after a deletion, or a
+	// key that has an account, is refused here and not before.
 	OpaqueRegisterFinish(context.Context, *OpaqueRegisterFinishRequest) (*OpaqueRegisterFinishResponse, error)
-	// OpaqueLoginStart: method 102, public.
+	// OpaqueLoginStart: Answers KE1 with KE2; for a name that nobody has, from a made-up record.
 	OpaqueLoginStart(context.Context, *OpaqueLoginStartRequest) (*OpaqueLoginStartResponse, error)
 	// OpaqueLoginFinish: Authenticates the connection that it was called on, and returns a token
 	// for later ones.
 	OpaqueLoginFinish(context.Context, *OpaqueLoginFinishRequest) (*OpaqueLoginFinishResponse, error)
 	// DeleteAccount: Removes everything of the caller but transparency log leaves.
 	DeleteAccount(context.Context, *DeleteAccountRequest) (*DeleteAccountResponse, error)
-	// Logout: method 1000, session.
+	// Logout: Ends the caller's session, or all sessions of the account. Their
+	// connections are closed after the answer.
 	Logout(context.Context, *LogoutRequest) (*LogoutResponse, error)
-	// ChangePasswordStart: method 1001, session.
+	// ChangePasswordStart: Answers the first message of a new registration of the caller's name.
 	ChangePasswordStart(context.Context, *ChangePasswordStartRequest) (*ChangePasswordStartResponse, error)
 	// ChangePasswordFinish: Replaces the password and ends every other session of the caller.
 	ChangePasswordFinish(context.Context, *ChangePasswordFinishRequest) (*ChangePasswordFinishResponse, error)
@@ -62,7 +65,8 @@ type AuthClient struct{ caller Caller }
 // NewAuthClient returns a stub that calls through c.
 func NewAuthClient(c Caller) AuthClient { return AuthClient{caller: c} }
 
-// OpaqueRegisterStart: method 100, public.
+// OpaqueRegisterStart: Answers the first message of a registration, alike whether the name is
+// free or taken.
 func (c AuthClient) OpaqueRegisterStart(ctx context.Context, request *OpaqueRegisterStartRequest) (*OpaqueRegisterStartResponse, error) {
 	response := new(OpaqueRegisterStartResponse)
 	if err := c.caller.Call(ctx, MethodOpaqueRegisterStart, request, response); err != nil {
@@ -71,7 +75,8 @@ func (c AuthClient) OpaqueRegisterStart(ctx context.Context, request *OpaqueRegi
 	return response, nil
 }
 
-// OpaqueRegisterFinish: method 101, public.
+// OpaqueRegisterFinish: Makes the account. A name that is taken or rests after a deletion, or a
+// key that has an account, is refused here and not before.
 func (c AuthClient) OpaqueRegisterFinish(ctx context.Context, request *OpaqueRegisterFinishRequest) (*OpaqueRegisterFinishResponse, error) {
 	response := new(OpaqueRegisterFinishResponse)
 	if err := c.caller.Call(ctx, MethodOpaqueRegisterFinish, request, response); err != nil {
@@ -80,7 +85,7 @@ func (c AuthClient) OpaqueRegisterFinish(ctx context.Context, request *OpaqueReg
 	return response, nil
 }
 
-// OpaqueLoginStart: method 102, public.
+// OpaqueLoginStart: Answers KE1 with KE2; for a name that nobody has, from a made-up record.
 func (c AuthClient) OpaqueLoginStart(ctx context.Context, request *OpaqueLoginStartRequest) (*OpaqueLoginStartResponse, error) {
 	response := new(OpaqueLoginStartResponse)
 	if err := c.caller.Call(ctx, MethodOpaqueLoginStart, request, response); err != nil {
@@ -108,7 +113,8 @@ func (c AuthClient) DeleteAccount(ctx context.Context, request *DeleteAccountReq
 	return response, nil
 }
 
-// Logout: method 1000, session.
+// Logout: Ends the caller's session, or all sessions of the account. Their
+// connections are closed after the answer.
 func (c AuthClient) Logout(ctx context.Context, request *LogoutRequest) (*LogoutResponse, error) {
 	response := new(LogoutResponse)
 	if err := c.caller.Call(ctx, MethodLogout, request, response); err != nil {
@@ -117,7 +123,7 @@ func (c AuthClient) Logout(ctx context.Context, request *LogoutRequest) (*Logout
 	return response, nil
 }
 
-// ChangePasswordStart: method 1001, session.
+// ChangePasswordStart: Answers the first message of a new registration of the caller's name.
 func (c AuthClient) ChangePasswordStart(ctx context.Context, request *ChangePasswordStartRequest) (*ChangePasswordStartResponse, error) {
 	response := new(ChangePasswordStartResponse)
 	if err := c.caller.Call(ctx, MethodChangePasswordStart, request, response); err != nil {
@@ -137,9 +143,9 @@ func (c AuthClient) ChangePasswordFinish(ctx context.Context, request *ChangePas
 
 // BlobServer answers the methods of BlobService: Encrypted files, named by the SHA-256 of what is stored.
 type BlobServer interface {
-	// UploadBlob: method 600, session.
+	// UploadBlob: Stores the next chunk of a blob, or tells where to go on.
 	UploadBlob(context.Context, *UploadBlobRequest) (*UploadBlobResponse, error)
-	// DownloadBlob: method 601, session.
+	// DownloadBlob: Returns a part of a blob.
 	DownloadBlob(context.Context, *DownloadBlobRequest) (*DownloadBlobResponse, error)
 }
 
@@ -159,7 +165,7 @@ type BlobClient struct{ caller Caller }
 // NewBlobClient returns a stub that calls through c.
 func NewBlobClient(c Caller) BlobClient { return BlobClient{caller: c} }
 
-// UploadBlob: method 600, session.
+// UploadBlob: Stores the next chunk of a blob, or tells where to go on.
 func (c BlobClient) UploadBlob(ctx context.Context, request *UploadBlobRequest) (*UploadBlobResponse, error) {
 	response := new(UploadBlobResponse)
 	if err := c.caller.Call(ctx, MethodUploadBlob, request, response); err != nil {
@@ -168,7 +174,7 @@ func (c BlobClient) UploadBlob(ctx context.Context, request *UploadBlobRequest) 
 	return response, nil
 }
 
-// DownloadBlob: method 601, session.
+// DownloadBlob: Returns a part of a blob.
 func (c BlobClient) DownloadBlob(ctx context.Context, request *DownloadBlobRequest) (*DownloadBlobResponse, error) {
 	response := new(DownloadBlobResponse)
 	if err := c.caller.Call(ctx, MethodDownloadBlob, request, response); err != nil {
@@ -179,18 +185,21 @@ func (c BlobClient) DownloadBlob(ctx context.Context, request *DownloadBlobReque
 
 // DeliveryServer answers the methods of DeliveryService: Store-and-forward delivery.
 type DeliveryServer interface {
-	// Enqueue: method 200, session.
+	// Enqueue: Stores a message for a recipient and answers when it is on the disk; an
+	// ephemeral one goes to live connections only.
 	Enqueue(context.Context, *EnqueueRequest) (*EnqueueResponse, error)
 	// Fetch: Returns messages and removes them: at most once. Use Peek and Ack for at
 	// least once.
 	Fetch(context.Context, *FetchRequest) (*FetchResponse, error)
 	// FetchWait: Fetch that waits for a message when there is none.
 	FetchWait(context.Context, *FetchWaitRequest) (*FetchWaitResponse, error)
-	// Peek: method 203, session.
+	// Peek: Returns messages and leaves them in the queue.
 	Peek(context.Context, *PeekRequest) (*PeekResponse, error)
-	// Ack: method 204, session.
+	// Ack: Removes messages up to a sequence number: for one device, whose cursor
+	// moves, or for all.
 	Ack(context.Context, *AckRequest) (*AckResponse, error)
-	// BatchEnqueue: method 205, session.
+	// BatchEnqueue: Stores a message for each of several recipients. One that is refused does
+	// not stop the others.
 	BatchEnqueue(context.Context, *BatchEnqueueRequest) (*BatchEnqueueResponse, error)
 }
 
@@ -222,7 +231,8 @@ type DeliveryClient struct{ caller Caller }
 // NewDeliveryClient returns a stub that calls through c.
 func NewDeliveryClient(c Caller) DeliveryClient { return DeliveryClient{caller: c} }
 
-// Enqueue: method 200, session.
+// Enqueue: Stores a message for a recipient and answers when it is on the disk; an
+// ephemeral one goes to live connections only.
 func (c DeliveryClient) Enqueue(ctx context.Context, request *EnqueueRequest) (*EnqueueResponse, error) {
 	response := new(EnqueueResponse)
 	if err := c.caller.Call(ctx, MethodEnqueue, request, response); err != nil {
@@ -250,7 +260,7 @@ func (c DeliveryClient) FetchWait(ctx context.Context, request *FetchWaitRequest
 	return response, nil
 }
 
-// Peek: method 203, session.
+// Peek: Returns messages and leaves them in the queue.
 func (c DeliveryClient) Peek(ctx context.Context, request *PeekRequest) (*PeekResponse, error) {
 	response := new(PeekResponse)
 	if err := c.caller.Call(ctx, MethodPeek, request, response); err != nil {
@@ -259,7 +269,8 @@ func (c DeliveryClient) Peek(ctx context.Context, request *PeekRequest) (*PeekRe
 	return response, nil
 }
 
-// Ack: method 204, session.
+// Ack: Removes messages up to a sequence number: for one device, whose cursor
+// moves, or for all.
 func (c DeliveryClient) Ack(ctx context.Context, request *AckRequest) (*AckResponse, error) {
 	response := new(AckResponse)
 	if err := c.caller.Call(ctx, MethodAck, request, response); err != nil {
@@ -268,7 +279,8 @@ func (c DeliveryClient) Ack(ctx context.Context, request *AckRequest) (*AckRespo
 	return response, nil
 }
 
-// BatchEnqueue: method 205, session.
+// BatchEnqueue: Stores a message for each of several recipients. One that is refused does
+// not stop the others.
 func (c DeliveryClient) BatchEnqueue(ctx context.Context, request *BatchEnqueueRequest) (*BatchEnqueueResponse, error) {
 	response := new(BatchEnqueueResponse)
 	if err := c.caller.Call(ctx, MethodBatchEnqueue, request, response); err != nil {
@@ -279,11 +291,12 @@ func (c DeliveryClient) BatchEnqueue(ctx context.Context, request *BatchEnqueueR
 
 // DeviceServer answers the methods of DeviceService: The devices of an identity: each has its own cursor over the queues.
 type DeviceServer interface {
-	// RegisterDevice: method 700, session.
+	// RegisterDevice: Adds a device of the caller, or renames it.
 	RegisterDevice(context.Context, *RegisterDeviceRequest) (*RegisterDeviceResponse, error)
-	// ListDevices: method 701, session.
+	// ListDevices: Returns the devices of the caller.
 	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
-	// RevokeDevice: method 702, session.
+	// RevokeDevice: Removes a device of the caller with its cursors, key packages and
+	// sessions.
 	RevokeDevice(context.Context, *RevokeDeviceRequest) (*RevokeDeviceResponse, error)
 }
 
@@ -306,7 +319,7 @@ type DeviceClient struct{ caller Caller }
 // NewDeviceClient returns a stub that calls through c.
 func NewDeviceClient(c Caller) DeviceClient { return DeviceClient{caller: c} }
 
-// RegisterDevice: method 700, session.
+// RegisterDevice: Adds a device of the caller, or renames it.
 func (c DeviceClient) RegisterDevice(ctx context.Context, request *RegisterDeviceRequest) (*RegisterDeviceResponse, error) {
 	response := new(RegisterDeviceResponse)
 	if err := c.caller.Call(ctx, MethodRegisterDevice, request, response); err != nil {
@@ -315,7 +328,7 @@ func (c DeviceClient) RegisterDevice(ctx context.Context, request *RegisterDevic
 	return response, nil
 }
 
-// ListDevices: method 701, session.
+// ListDevices: Returns the devices of the caller.
 func (c DeviceClient) ListDevices(ctx context.Context, request *ListDevicesRequest) (*ListDevicesResponse, error) {
 	response := new(ListDevicesResponse)
 	if err := c.caller.Call(ctx, MethodListDevices, request, response); err != nil {
@@ -324,7 +337,8 @@ func (c DeviceClient) ListDevices(ctx context.Context, request *ListDevicesReque
 	return response, nil
 }
 
-// RevokeDevice: method 702, session.
+// RevokeDevice: Removes a device of the caller with its cursors, key packages and
+// sessions.
 func (c DeviceClient) RevokeDevice(ctx context.Context, request *RevokeDeviceRequest) (*RevokeDeviceResponse, error) {
 	response := new(RevokeDeviceResponse)
 	if err := c.caller.Call(ctx, MethodRevokeDevice, request, response); err != nil {
@@ -335,7 +349,7 @@ func (c DeviceClient) RevokeDevice(ctx context.Context, request *RevokeDeviceReq
 
 // PushTokenServer answers the methods of PushTokenService: Wake-ups for devices that sleep.
 type PushTokenServer interface {
-	// RegisterPushToken: method 710, session.
+	// RegisterPushToken: Keeps the address at which a sleeping device can be woken.
 	RegisterPushToken(context.Context, *RegisterPushTokenRequest) (*RegisterPushTokenResponse, error)
 }
 
@@ -352,7 +366,7 @@ type PushTokenClient struct{ caller Caller }
 // NewPushTokenClient returns a stub that calls through c.
 func NewPushTokenClient(c Caller) PushTokenClient { return PushTokenClient{caller: c} }
 
-// RegisterPushToken: method 710, session.
+// RegisterPushToken: Keeps the address at which a sleeping device can be woken.
 func (c PushTokenClient) RegisterPushToken(ctx context.Context, request *RegisterPushTokenRequest) (*RegisterPushTokenResponse, error) {
 	response := new(RegisterPushTokenResponse)
 	if err := c.caller.Call(ctx, MethodRegisterPushToken, request, response); err != nil {
@@ -363,15 +377,16 @@ func (c PushTokenClient) RegisterPushToken(ctx context.Context, request *Registe
 
 // DirectoryServer answers the methods of DirectoryService: Names, identities and blocks.
 type DirectoryServer interface {
-	// ResolveUser: method 500, session.
+	// ResolveUser: Returns the identity key of a name.
 	ResolveUser(context.Context, *ResolveUserRequest) (*ResolveUserResponse, error)
-	// ResolveIdentity: method 501, session.
+	// ResolveIdentity: Returns the name of an identity key.
 	ResolveIdentity(context.Context, *ResolveIdentityRequest) (*ResolveIdentityResponse, error)
-	// ListUsers: method 1020, session.
+	// ListUsers: Returns the users of this server, a page at a time.
 	ListUsers(context.Context, *ListUsersRequest) (*ListUsersResponse, error)
-	// BlockUser: method 1021, session.
+	// BlockUser: Drops from now on what an identity sends to the caller, without telling
+	// it.
 	BlockUser(context.Context, *BlockUserRequest) (*BlockUserResponse, error)
-	// UnblockUser: method 1022, session.
+	// UnblockUser: Undoes BlockUser.
 	UnblockUser(context.Context, *UnblockUserRequest) (*UnblockUserResponse, error)
 }
 
@@ -400,7 +415,7 @@ type DirectoryClient struct{ caller Caller }
 // NewDirectoryClient returns a stub that calls through c.
 func NewDirectoryClient(c Caller) DirectoryClient { return DirectoryClient{caller: c} }
 
-// ResolveUser: method 500, session.
+// ResolveUser: Returns the identity key of a name.
 func (c DirectoryClient) ResolveUser(ctx context.Context, request *ResolveUserRequest) (*ResolveUserResponse, error) {
 	response := new(ResolveUserResponse)
 	if err := c.caller.Call(ctx, MethodResolveUser, request, response); err != nil {
@@ -409,7 +424,7 @@ func (c DirectoryClient) ResolveUser(ctx context.Context, request *ResolveUserRe
 	return response, nil
 }
 
-// ResolveIdentity: method 501, session.
+// ResolveIdentity: Returns the name of an identity key.
 func (c DirectoryClient) ResolveIdentity(ctx context.Context, request *ResolveIdentityRequest) (*ResolveIdentityResponse, error) {
 	response := new(ResolveIdentityResponse)
 	if err := c.caller.Call(ctx, MethodResolveIdentity, request, response); err != nil {
@@ -418,7 +433,7 @@ func (c DirectoryClient) ResolveIdentity(ctx context.Context, request *ResolveId
 	return response, nil
 }
 
-// ListUsers: method 1020, session.
+// ListUsers: Returns the users of this server, a page at a time.
 func (c DirectoryClient) ListUsers(ctx context.Context, request *ListUsersRequest) (*ListUsersResponse, error) {
 	response := new(ListUsersResponse)
 	if err := c.caller.Call(ctx, MethodListUsers, request, response); err != nil {
@@ -427,7 +442,8 @@ func (c DirectoryClient) ListUsers(ctx context.Context, request *ListUsersReques
 	return response, nil
 }
 
-// BlockUser: method 1021, session.
+// BlockUser: Drops from now on what an identity sends to the caller, without telling
+// it.
 func (c DirectoryClient) BlockUser(ctx context.Context, request *BlockUserRequest) (*BlockUserResponse, error) {
 	response := new(BlockUserResponse)
 	if err := c.caller.Call(ctx, MethodBlockUser, request, response); err != nil {
@@ -436,7 +452,7 @@ func (c DirectoryClient) BlockUser(ctx context.Context, request *BlockUserReques
 	return response, nil
 }
 
-// UnblockUser: method 1022, session.
+// UnblockUser: Undoes BlockUser.
 func (c DirectoryClient) UnblockUser(ctx context.Context, request *UnblockUserRequest) (*UnblockUserResponse, error) {
 	response := new(UnblockUserResponse)
 	if err := c.caller.Call(ctx, MethodUnblockUser, request, response); err != nil {
@@ -447,9 +463,9 @@ func (c DirectoryClient) UnblockUser(ctx context.Context, request *UnblockUserRe
 
 // EndpointServer answers the methods of EndpointService: Where a client can be reached directly.
 type EndpointServer interface {
-	// PublishEndpoint: method 800, session.
+	// PublishEndpoint: Keeps for a while the address at which the caller can be reached directly.
 	PublishEndpoint(context.Context, *PublishEndpointRequest) (*PublishEndpointResponse, error)
-	// ResolveEndpoint: method 801, session.
+	// ResolveEndpoint: Returns the address that an identity has published.
 	ResolveEndpoint(context.Context, *ResolveEndpointRequest) (*ResolveEndpointResponse, error)
 }
 
@@ -469,7 +485,7 @@ type EndpointClient struct{ caller Caller }
 // NewEndpointClient returns a stub that calls through c.
 func NewEndpointClient(c Caller) EndpointClient { return EndpointClient{caller: c} }
 
-// PublishEndpoint: method 800, session.
+// PublishEndpoint: Keeps for a while the address at which the caller can be reached directly.
 func (c EndpointClient) PublishEndpoint(ctx context.Context, request *PublishEndpointRequest) (*PublishEndpointResponse, error) {
 	response := new(PublishEndpointResponse)
 	if err := c.caller.Call(ctx, MethodPublishEndpoint, request, response); err != nil {
@@ -478,7 +494,7 @@ func (c EndpointClient) PublishEndpoint(ctx context.Context, request *PublishEnd
 	return response, nil
 }
 
-// ResolveEndpoint: method 801, session.
+// ResolveEndpoint: Returns the address that an identity has published.
 func (c EndpointClient) ResolveEndpoint(ctx context.Context, request *ResolveEndpointRequest) (*ResolveEndpointResponse, error) {
 	response := new(ResolveEndpointResponse)
 	if err := c.caller.Call(ctx, MethodResolveEndpoint, request, response); err != nil {
@@ -489,17 +505,18 @@ func (c EndpointClient) ResolveEndpoint(ctx context.Context, request *ResolveEnd
 
 // FederationServer answers the methods of FederationService: What other servers may ask of this one.
 type FederationServer interface {
-	// RelayEnqueue: method 900, peer.
+	// RelayEnqueue: Enqueue for a recipient of this server, on behalf of a user of the calling
+	// one.
 	RelayEnqueue(context.Context, *RelayEnqueueRequest) (*RelayEnqueueResponse, error)
-	// RelayBatchEnqueue: method 901, peer.
+	// RelayBatchEnqueue: BatchEnqueue for recipients of this server.
 	RelayBatchEnqueue(context.Context, *RelayBatchEnqueueRequest) (*RelayBatchEnqueueResponse, error)
-	// ProxyFetchKeyPackage: method 902, peer.
+	// ProxyFetchKeyPackage: FetchKeyPackage of a user of this server, for one of the calling one.
 	ProxyFetchKeyPackage(context.Context, *ProxyFetchKeyPackageRequest) (*ProxyFetchKeyPackageResponse, error)
-	// ProxyFetchHybridKey: method 903, peer.
+	// ProxyFetchHybridKey: FetchHybridKey of a user of this server, for one of the calling one.
 	ProxyFetchHybridKey(context.Context, *ProxyFetchHybridKeyRequest) (*ProxyFetchHybridKeyResponse, error)
-	// ProxyResolveUser: method 904, peer.
+	// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one.
 	ProxyResolveUser(context.Context, *ProxyResolveUserRequest) (*ProxyResolveUserResponse, error)
-	// FederationHealth: method 905, peer.
+	// FederationHealth: Tells the server's state and domain.
 	FederationHealth(context.Context, *FederationHealthRequest) (*FederationHealthResponse, error)
 }
 
@@ -531,7 +548,8 @@ type FederationClient struct{ caller Caller }
 // NewFederationClient returns a stub that calls through c.
 func NewFederationClient(c Caller) FederationClient { return FederationClient{caller: c} }
 
-// RelayEnqueue: method 900, peer.
+// RelayEnqueue: Enqueue for a recipient of this server, on behalf of a user of the calling
+// one.
 func (c FederationClient) RelayEnqueue(ctx context.Context, request *RelayEnqueueRequest) (*RelayEnqueueResponse, error) {
 	response := new(RelayEnqueueResponse)
 	if err := c.caller.Call(ctx, MethodRelayEnqueue, request, response); err != nil {
@@ -540,7 +558,7 @@ func (c FederationClient) RelayEnqueue(ctx context.Context, request *RelayEnqueu
 	return response, nil
 }
 
-// RelayBatchEnqueue: method 901, peer.
+// RelayBatchEnqueue: BatchEnqueue for recipients of this server.
 func (c FederationClient) RelayBatchEnqueue(ctx context.Context, request *RelayBatchEnqueueRequest) (*RelayBatchEnqueueResponse, error) {
 	response := new(RelayBatchEnqueueResponse)
 	if err := c.caller.Call(ctx, MethodRelayBatchEnqueue, request, response); err != nil {
@@ -549,7 +567,7 @@ func (c FederationClient) RelayBatchEnqueue(ctx context.Context, request *RelayB
 	return response, nil
 }
 
-// ProxyFetchKeyPackage: method 902, peer.
+// ProxyFetchKeyPackage: FetchKeyPackage of a user of this server, for one of the calling one.
 func (c FederationClient) ProxyFetchKeyPackage(ctx context.Context, request *ProxyFetchKeyPackageRequest) (*ProxyFetchKeyPackageResponse, error) {
 	response := new(ProxyFetchKeyPackageResponse)
 	if err := c.caller.Call(ctx, MethodProxyFetchKeyPackage, request, response); err != nil {
@@ -558,7 +576,7 @@ func (c FederationClient) ProxyFetchKeyPackage(ctx context.Context, request *Pro
 	return response, nil
 }
 
-// ProxyFetchHybridKey: method 903, peer.
+// ProxyFetchHybridKey: FetchHybridKey of a user of this server, for one of the calling one.
 func (c FederationClient) ProxyFetchHybridKey(ctx context.Context, request *ProxyFetchHybridKeyRequest) (*ProxyFetchHybridKeyResponse, error) {
 	response := new(ProxyFetchHybridKeyResponse)
 	if err := c.caller.Call(ctx, MethodProxyFetchHybridKey, request, response); err != nil {
@@ -567,7 +585,7 @@ func (c FederationClient) ProxyFetchHybridKey(ctx context.Context, request *Prox
 	return response, nil
 }
 
-// ProxyResolveUser: method 904, peer.
+// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one.
 func (c FederationClient) ProxyResolveUser(ctx context.Context, request *ProxyResolveUserRequest) (*ProxyResolveUserResponse, error) {
 	response := new(ProxyResolveUserResponse)
 	if err := c.caller.Call(ctx, MethodProxyResolveUser, request, response); err != nil {
@@ -576,7 +594,7 @@ func (c FederationClient) ProxyResolveUser(ctx context.Context, request *ProxyRe
 	return response, nil
 }
 
-// FederationHealth: method 905, peer.
+// FederationHealth: Tells the server's state and domain.
 func (c FederationClient) FederationHealth(ctx context.Context, request *FederationHealthRequest) (*FederationHealthResponse, error) {
 	response := new(FederationHealthResponse)
 	if err := c.caller.Call(ctx, MethodFederationHealth, request, response); err != nil {
@@ -587,7 +605,8 @@ func (c FederationClient) FederationHealth(ctx context.Context, request *Federat
 
 // ChannelServer answers the methods of ChannelService: Channels: one per unordered pair of identities.
 type ChannelServer interface {
-	// CreateChannel: method 400, session.
+	// CreateChannel: Returns the one channel of the caller and a peer, making it at the first
+	// call.
 	CreateChannel(context.Context, *CreateChannelRequest) (*CreateChannelResponse, error)
 }
 
@@ -604,7 +623,8 @@ type ChannelClient struct{ caller Caller }
 // NewChannelClient returns a stub that calls through c.
 func NewChannelClient(c Caller) ChannelClient { return ChannelClient{caller: c} }
 
-// CreateChannel: method 400, session.
+// CreateChannel: Returns the one channel of the caller and a peer, making it at the first
+// call.
 func (c ChannelClient) CreateChannel(ctx context.Context, request *CreateChannelRequest) (*CreateChannelResponse, error) {
 	response := new(CreateChannelResponse)
 	if err := c.caller.Call(ctx, MethodCreateChannel, request, response); err != nil {
@@ -615,11 +635,12 @@ func (c ChannelClient) CreateChannel(ctx context.Context, request *CreateChannel
 
 // GroupServer answers the methods of GroupService: Groups, and the commit lock that MLS needs (RFC 9420, section 14).
 type GroupServer interface {
-	// RemoveMember: method 410, session.
+	// RemoveMember: Removes a member of a group, or the caller.
 	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
-	// UpdateGroupMetadata: method 411, session.
+	// UpdateGroupMetadata: Replaces a group's encrypted metadata and adds members; an unknown id
+	// makes the group.
 	UpdateGroupMetadata(context.Context, *UpdateGroupMetadataRequest) (*UpdateGroupMetadataResponse, error)
-	// ListGroupMembers: method 412, session.
+	// ListGroupMembers: Returns the members, metadata and epoch of a group of the caller.
 	ListGroupMembers(context.Context, *ListGroupMembersRequest) (*ListGroupMembersResponse, error)
 	// RotateKeys: Queues a commit for every member if it is for the current epoch.
 	RotateKeys(context.Context, *RotateKeysRequest) (*RotateKeysResponse, error)
@@ -647,7 +668,7 @@ type GroupClient struct{ caller Caller }
 // NewGroupClient returns a stub that calls through c.
 func NewGroupClient(c Caller) GroupClient { return GroupClient{caller: c} }
 
-// RemoveMember: method 410, session.
+// RemoveMember: Removes a member of a group, or the caller.
 func (c GroupClient) RemoveMember(ctx context.Context, request *RemoveMemberRequest) (*RemoveMemberResponse, error) {
 	response := new(RemoveMemberResponse)
 	if err := c.caller.Call(ctx, MethodRemoveMember, request, response); err != nil {
@@ -656,7 +677,8 @@ func (c GroupClient) RemoveMember(ctx context.Context, request *RemoveMemberRequ
 	return response, nil
 }
 
-// UpdateGroupMetadata: method 411, session.
+// UpdateGroupMetadata: Replaces a group's encrypted metadata and adds members; an unknown id
+// makes the group.
 func (c GroupClient) UpdateGroupMetadata(ctx context.Context, request *UpdateGroupMetadataRequest) (*UpdateGroupMetadataResponse, error) {
 	response := new(UpdateGroupMetadataResponse)
 	if err := c.caller.Call(ctx, MethodUpdateGroupMetadata, request, response); err != nil {
@@ -665,7 +687,7 @@ func (c GroupClient) UpdateGroupMetadata(ctx context.Context, request *UpdateGro
 	return response, nil
 }
 
-// ListGroupMembers: method 412, session.
+// ListGroupMembers: Returns the members, metadata and epoch of a group of the caller.
 func (c GroupClient) ListGroupMembers(ctx context.Context, request *ListGroupMembersRequest) (*ListGroupMembersResponse, error) {
 	response := new(ListGroupMembersResponse)
 	if err := c.caller.Call(ctx, MethodListGroupMembers, request, response); err != nil {
@@ -685,7 +707,7 @@ func (c GroupClient) RotateKeys(ctx context.Context, request *RotateKeysRequest)
 
 // HealthServer answers the methods of HealthService: What any peer may ask of a server.
 type HealthServer interface {
-	// Health: method 802, public.
+	// Health: Tells the server's state, version and uptime.
 	Health(context.Context, *HealthRequest) (*HealthResponse, error)
 }
 
@@ -702,7 +724,7 @@ type HealthClient struct{ caller Caller }
 // NewHealthClient returns a stub that calls through c.
 func NewHealthClient(c Caller) HealthClient { return HealthClient{caller: c} }
 
-// Health: method 802, public.
+// Health: Tells the server's state, version and uptime.
 func (c HealthClient) Health(ctx context.Context, request *HealthRequest) (*HealthResponse, error) {
 	response := new(HealthResponse)
 	if err := c.caller.Call(ctx, MethodHealth, request, response); err != nil {
@@ -713,16 +735,16 @@ func (c HealthClient) Health(ctx context.Context, request *HealthRequest) (*Heal
 
 // KeyServer answers the methods of KeyService: MLS key packages (RFC 9420, section 10) and hybrid public keys.
 type KeyServer interface {
-	// UploadKeyPackage: method 300, session.
+	// UploadKeyPackage: Stores a key package for others to take.
 	UploadKeyPackage(context.Context, *UploadKeyPackageRequest) (*UploadKeyPackageResponse, error)
 	// FetchKeyPackage: Takes one key package of an identity: it is given out once, but for a
 	// last-resort one.
 	FetchKeyPackage(context.Context, *FetchKeyPackageRequest) (*FetchKeyPackageResponse, error)
-	// UploadHybridKey: method 302, session.
+	// UploadHybridKey: Stores the hybrid public key of the caller, in place of an earlier one.
 	UploadHybridKey(context.Context, *UploadHybridKeyRequest) (*UploadHybridKeyResponse, error)
-	// FetchHybridKey: method 303, session.
+	// FetchHybridKey: Returns the hybrid public key of an identity.
 	FetchHybridKey(context.Context, *FetchHybridKeyRequest) (*FetchHybridKeyResponse, error)
-	// FetchHybridKeys: method 304, session.
+	// FetchHybridKeys: Returns the hybrid public keys of several identities.
 	FetchHybridKeys(context.Context, *FetchHybridKeysRequest) (*FetchHybridKeysResponse, error)
 	// FetchKeyPackages: Takes one key package of each device of an identity.
 	FetchKeyPackages(context.Context, *FetchKeyPackagesRequest) (*FetchKeyPackagesResponse, error)
@@ -756,7 +778,7 @@ type KeyClient struct{ caller Caller }
 // NewKeyClient returns a stub that calls through c.
 func NewKeyClient(c Caller) KeyClient { return KeyClient{caller: c} }
 
-// UploadKeyPackage: method 300, session.
+// UploadKeyPackage: Stores a key package for others to take.
 func (c KeyClient) UploadKeyPackage(ctx context.Context, request *UploadKeyPackageRequest) (*UploadKeyPackageResponse, error) {
 	response := new(UploadKeyPackageResponse)
 	if err := c.caller.Call(ctx, MethodUploadKeyPackage, request, response); err != nil {
@@ -775,7 +797,7 @@ func (c KeyClient) FetchKeyPackage(ctx context.Context, request *FetchKeyPackage
 	return response, nil
 }
 
-// UploadHybridKey: method 302, session.
+// UploadHybridKey: Stores the hybrid public key of the caller, in place of an earlier one.
 func (c KeyClient) UploadHybridKey(ctx context.Context, request *UploadHybridKeyRequest) (*UploadHybridKeyResponse, error) {
 	response := new(UploadHybridKeyResponse)
 	if err := c.caller.Call(ctx, MethodUploadHybridKey, request, response); err != nil {
@@ -784,7 +806,7 @@ func (c KeyClient) UploadHybridKey(ctx context.Context, request *UploadHybridKey
 	return response, nil
 }
 
-// FetchHybridKey: method 303, session.
+// FetchHybridKey: Returns the hybrid public key of an identity.
 func (c KeyClient) FetchHybridKey(ctx context.Context, request *FetchHybridKeyRequest) (*FetchHybridKeyResponse, error) {
 	response := new(FetchHybridKeyResponse)
 	if err := c.caller.Call(ctx, MethodFetchHybridKey, request, response); err != nil {
@@ -793,7 +815,7 @@ func (c KeyClient) FetchHybridKey(ctx context.Context, request *FetchHybridKeyRe
 	return response, nil
 }
 
-// FetchHybridKeys: method 304, session.
+// FetchHybridKeys: Returns the hybrid public keys of several identities.
 func (c KeyClient) FetchHybridKeys(ctx context.Context, request *FetchHybridKeysRequest) (*FetchHybridKeysResponse, error) {
 	response := new(FetchHybridKeysResponse)
 	if err := c.caller.Call(ctx, MethodFetchHybridKeys, request, response); err != nil {
@@ -813,15 +835,16 @@ func (c KeyClient) FetchKeyPackages(ctx context.Context, request *FetchKeyPackag
 
 // ModerationServer answers the methods of ModerationService: Reports to the owner, and bans.
 type ModerationServer interface {
-	// ReportMessage: method 420, session.
+	// ReportMessage: Stores a report that is encrypted to the server's owner.
 	ReportMessage(context.Context, *ReportMessageRequest) (*ReportMessageResponse, error)
-	// BanUser: method 421, admin.
+	// BanUser: Ends the sessions of an identity and keeps it from logging in, for a time
+	// or for good.
 	BanUser(context.Context, *BanUserRequest) (*BanUserResponse, error)
-	// UnbanUser: method 422, admin.
+	// UnbanUser: Ends a ban before its time.
 	UnbanUser(context.Context, *UnbanUserRequest) (*UnbanUserResponse, error)
-	// ListReports: method 423, admin.
+	// ListReports: Returns stored reports, a page at a time.
 	ListReports(context.Context, *ListReportsRequest) (*ListReportsResponse, error)
-	// ListBanned: method 424, admin.
+	// ListBanned: Returns the bans in force.
 	ListBanned(context.Context, *ListBannedRequest) (*ListBannedResponse, error)
 }
 
@@ -850,7 +873,7 @@ type ModerationClient struct{ caller Caller }
 // NewModerationClient returns a stub that calls through c.
 func NewModerationClient(c Caller) ModerationClient { return ModerationClient{caller: c} }
 
-// ReportMessage: method 420, session.
+// ReportMessage: Stores a report that is encrypted to the server's owner.
 func (c ModerationClient) ReportMessage(ctx context.Context, request *ReportMessageRequest) (*ReportMessageResponse, error) {
 	response := new(ReportMessageResponse)
 	if err := c.caller.Call(ctx, MethodReportMessage, request, response); err != nil {
@@ -859,7 +882,8 @@ func (c ModerationClient) ReportMessage(ctx context.Context, request *ReportMess
 	return response, nil
 }
 
-// BanUser: method 421, admin.
+// BanUser: Ends the sessions of an identity and keeps it from logging in, for a time
+// or for good.
 func (c ModerationClient) BanUser(ctx context.Context, request *BanUserRequest) (*BanUserResponse, error) {
 	response := new(BanUserResponse)
 	if err := c.caller.Call(ctx, MethodBanUser, request, response); err != nil {
@@ -868,7 +892,7 @@ func (c ModerationClient) BanUser(ctx context.Context, request *BanUserRequest) 
 	return response, nil
 }
 
-// UnbanUser: method 422, admin.
+// UnbanUser: Ends a ban before its time.
 func (c ModerationClient) UnbanUser(ctx context.Context, request *UnbanUserRequest) (*UnbanUserResponse, error) {
 	response := new(UnbanUserResponse)
 	if err := c.caller.Call(ctx, MethodUnbanUser, request, response); err != nil {
@@ -877,7 +901,7 @@ func (c ModerationClient) UnbanUser(ctx context.Context, request *UnbanUserReque
 	return response, nil
 }
 
-// ListReports: method 423, admin.
+// ListReports: Returns stored reports, a page at a time.
 func (c ModerationClient) ListReports(ctx context.Context, request *ListReportsRequest) (*ListReportsResponse, error) {
 	response := new(ListReportsResponse)
 	if err := c.caller.Call(ctx, MethodListReports, request, response); err != nil {
@@ -886,7 +910,7 @@ func (c ModerationClient) ListReports(ctx context.Context, request *ListReportsR
 	return response, nil
 }
 
-// ListBanned: method 424, admin.
+// ListBanned: Returns the bans in force.
 func (c ModerationClient) ListBanned(ctx context.Context, request *ListBannedRequest) (*ListBannedResponse, error) {
 	response := new(ListBannedResponse)
 	if err := c.caller.Call(ctx, MethodListBanned, request, response); err != nil {
@@ -897,11 +921,11 @@ func (c ModerationClient) ListBanned(ctx context.Context, request *ListBannedReq
 
 // RecoveryServer answers the methods of RecoveryService: Encrypted copies of an identity seed, each opened by one recovery code.
 type RecoveryServer interface {
-	// StoreRecoveryBundle: method 750, session.
+	// StoreRecoveryBundle: Stores an encrypted copy of an identity seed; the same hash replaces.
 	StoreRecoveryBundle(context.Context, *StoreRecoveryBundleRequest) (*StoreRecoveryBundleResponse, error)
-	// FetchRecoveryBundle: method 751, public.
+	// FetchRecoveryBundle: Returns the bundle whose token hash the caller knows.
 	FetchRecoveryBundle(context.Context, *FetchRecoveryBundleRequest) (*FetchRecoveryBundleResponse, error)
-	// DeleteRecoveryBundle: method 752, session.
+	// DeleteRecoveryBundle: Removes a bundle of the caller.
 	DeleteRecoveryBundle(context.Context, *DeleteRecoveryBundleRequest) (*DeleteRecoveryBundleResponse, error)
 }
 
@@ -924,7 +948,7 @@ type RecoveryClient struct{ caller Caller }
 // NewRecoveryClient returns a stub that calls through c.
 func NewRecoveryClient(c Caller) RecoveryClient { return RecoveryClient{caller: c} }
 
-// StoreRecoveryBundle: method 750, session.
+// StoreRecoveryBundle: Stores an encrypted copy of an identity seed; the same hash replaces.
 func (c RecoveryClient) StoreRecoveryBundle(ctx context.Context, request *StoreRecoveryBundleRequest) (*StoreRecoveryBundleResponse, error) {
 	response := new(StoreRecoveryBundleResponse)
 	if err := c.caller.Call(ctx, MethodStoreRecoveryBundle, request, response); err != nil {
@@ -933,7 +957,7 @@ func (c RecoveryClient) StoreRecoveryBundle(ctx context.Context, request *StoreR
 	return response, nil
 }
 
-// FetchRecoveryBundle: method 751, public.
+// FetchRecoveryBundle: Returns the bundle whose token hash the caller knows.
 func (c RecoveryClient) FetchRecoveryBundle(ctx context.Context, request *FetchRecoveryBundleRequest) (*FetchRecoveryBundleResponse, error) {
 	response := new(FetchRecoveryBundleResponse)
 	if err := c.caller.Call(ctx, MethodFetchRecoveryBundle, request, response); err != nil {
@@ -942,7 +966,7 @@ func (c RecoveryClient) FetchRecoveryBundle(ctx context.Context, request *FetchR
 	return response, nil
 }
 
-// DeleteRecoveryBundle: method 752, session.
+// DeleteRecoveryBundle: Removes a bundle of the caller.
 func (c RecoveryClient) DeleteRecoveryBundle(ctx context.Context, request *DeleteRecoveryBundleRequest) (*DeleteRecoveryBundleResponse, error) {
 	response := new(DeleteRecoveryBundleResponse)
 	if err := c.caller.Call(ctx, MethodDeleteRecoveryBundle, request, response); err != nil {
@@ -953,15 +977,16 @@ func (c RecoveryClient) DeleteRecoveryBundle(ctx context.Context, request *Delet
 
 // TransparencyServer answers the methods of TransparencyService: The transparency log (RFC 6962 hashing, C2SP tlog-checkpoint).
 type TransparencyServer interface {
-	// RevokeKey: method 510, session.
+	// RevokeKey: Writes the end of an identity key into the log: the caller's own, or by an
+	// admin anyone's.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
-	// CheckRevocation: method 511, session.
+	// CheckRevocation: Tells whether an identity key has been revoked.
 	CheckRevocation(context.Context, *CheckRevocationRequest) (*CheckRevocationResponse, error)
-	// AuditKeyTransparency: method 520, public.
+	// AuditKeyTransparency: Returns the leaf hashes of a range of the log.
 	AuditKeyTransparency(context.Context, *AuditKeyTransparencyRequest) (*AuditKeyTransparencyResponse, error)
-	// GetCheckpoint: method 1010, public.
+	// GetCheckpoint: Returns the log's signed head and the key that signed it.
 	GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error)
-	// ProveConsistency: method 1011, public.
+	// ProveConsistency: Proves that a later log only adds to an earlier one.
 	ProveConsistency(context.Context, *ProveConsistencyRequest) (*ProveConsistencyResponse, error)
 }
 
@@ -990,7 +1015,8 @@ type TransparencyClient struct{ caller Caller }
 // NewTransparencyClient returns a stub that calls through c.
 func NewTransparencyClient(c Caller) TransparencyClient { return TransparencyClient{caller: c} }
 
-// RevokeKey: method 510, session.
+// RevokeKey: Writes the end of an identity key into the log: the caller's own, or by an
+// admin anyone's.
 func (c TransparencyClient) RevokeKey(ctx context.Context, request *RevokeKeyRequest) (*RevokeKeyResponse, error) {
 	response := new(RevokeKeyResponse)
 	if err := c.caller.Call(ctx, MethodRevokeKey, request, response); err != nil {
@@ -999,7 +1025,7 @@ func (c TransparencyClient) RevokeKey(ctx context.Context, request *RevokeKeyReq
 	return response, nil
 }
 
-// CheckRevocation: method 511, session.
+// CheckRevocation: Tells whether an identity key has been revoked.
 func (c TransparencyClient) CheckRevocation(ctx context.Context, request *CheckRevocationRequest) (*CheckRevocationResponse, error) {
 	response := new(CheckRevocationResponse)
 	if err := c.caller.Call(ctx, MethodCheckRevocation, request, response); err != nil {
@@ -1008,7 +1034,7 @@ func (c TransparencyClient) CheckRevocation(ctx context.Context, request *CheckR
 	return response, nil
 }
 
-// AuditKeyTransparency: method 520, public.
+// AuditKeyTransparency: Returns the leaf hashes of a range of the log.
 func (c TransparencyClient) AuditKeyTransparency(ctx context.Context, request *AuditKeyTransparencyRequest) (*AuditKeyTransparencyResponse, error) {
 	response := new(AuditKeyTransparencyResponse)
 	if err := c.caller.Call(ctx, MethodAuditKeyTransparency, request, response); err != nil {
@@ -1017,7 +1043,7 @@ func (c TransparencyClient) AuditKeyTransparency(ctx context.Context, request *A
 	return response, nil
 }
 
-// GetCheckpoint: method 1010, public.
+// GetCheckpoint: Returns the log's signed head and the key that signed it.
 func (c TransparencyClient) GetCheckpoint(ctx context.Context, request *GetCheckpointRequest) (*GetCheckpointResponse, error) {
 	response := new(GetCheckpointResponse)
 	if err := c.caller.Call(ctx, MethodGetCheckpoint, request, response); err != nil {
@@ -1026,7 +1052,7 @@ func (c TransparencyClient) GetCheckpoint(ctx context.Context, request *GetCheck
 	return response, nil
 }
 
-// ProveConsistency: method 1011, public.
+// ProveConsistency: Proves that a later log only adds to an earlier one.
 func (c TransparencyClient) ProveConsistency(ctx context.Context, request *ProveConsistencyRequest) (*ProveConsistencyResponse, error) {
 	response := new(ProveConsistencyResponse)
 	if err := c.caller.Call(ctx, MethodProveConsistency, request, response); err != nil {
