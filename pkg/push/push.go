@@ -14,7 +14,9 @@ package push
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -296,12 +298,13 @@ func (s *subscriber) write() {
 		}
 		ctx, cancel := context.WithTimeout(s.peer.Context(), writeTimeout)
 		err := s.peer.Push(ctx, event.Kind, event.Message)
-		late := ctx.Err() != nil && s.peer.Context().Err() == nil
+		late := err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded)) && s.peer.Context().Err() == nil
 		cancel()
 		if late {
 			s.peer.CloseSoon(transport.CloseLimitExceeded, "events are not read")
 		}
-		if err != nil {
+		// A client may cancel one event's stream and still want the next.
+		if err != nil && (late || s.peer.Context().Err() != nil) {
 			s.mu.Lock()
 			s.pending = nil
 			s.bytes = 0

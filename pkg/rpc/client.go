@@ -39,7 +39,7 @@ func (c *Client) Conn() transport.Conn { return c.conn }
 // Resume logs the connection in with a session token. It must be the first
 // use of the connection: the handshake belongs on stream 0. When the server
 // refuses, it returns ErrSessionRefused and the connection stays usable,
-// logged out.
+// logged out. After any other error the token may still be good.
 func (c *Client) Resume(ctx context.Context, token []byte) error {
 	stream, err := c.conn.OpenStream(ctx)
 	if err != nil {
@@ -52,11 +52,13 @@ func (c *Client) Resume(ctx context.Context, token []byte) error {
 		return errors.New("resuming the session: the connection is already in use")
 	}
 	b := binary.BigEndian.AppendUint16([]byte{resumptionByte}, uint16(len(token)))
-	if err := send(stream, append(b, token...)); err != nil {
-		return fmt.Errorf("resuming the session: %w", err)
-	}
+	sendErr := send(stream, append(b, token...))
 	var answer [2]byte
+	// A server may answer before this half has ended, and want no more of it.
 	if _, err := io.ReadFull(stream, answer[:]); err != nil {
+		if sendErr != nil {
+			err = sendErr
+		}
 		return fmt.Errorf("resuming the session: %w", contextError(ctx, err))
 	}
 	switch answer {

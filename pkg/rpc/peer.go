@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quicprochat/qpcd/pkg/frame"
+	"github.com/quicprochat/qpcd/pkg/limit"
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/transport"
 )
@@ -34,8 +35,11 @@ type Principal struct {
 type Peer struct {
 	conn      transport.Conn
 	server    *Server
+	source    netip.Addr // what the calls are counted for
 	principal atomic.Pointer[Principal]
 	refusals  atomic.Int32
+	// authenticating keeps two logins at once in one order for everybody.
+	authenticating sync.Mutex
 	// settled closes when stream 0 has told whether the connection resumes a
 	// session: until then no call runs.
 	settled    chan struct{}
@@ -49,6 +53,7 @@ func newPeer(server *Server, conn transport.Conn) *Peer {
 	return &Peer{
 		conn:    conn,
 		server:  server,
+		source:  limit.Source(conn.RemoteAddr().Addr()),
 		settled: make(chan struct{}),
 		memory:  budget{own: semaphore.NewWeighted(peerBudget), shared: server.memory},
 	}
@@ -65,6 +70,8 @@ func (p *Peer) Context() context.Context { return p.conn.Context() }
 
 // Authenticate makes the connection speak for a principal from now on.
 func (p *Peer) Authenticate(principal Principal) {
+	p.authenticating.Lock()
+	defer p.authenticating.Unlock()
 	old := p.principal.Swap(&principal)
 	if p.server.options.Authenticated != nil {
 		p.server.options.Authenticated(p, old)
@@ -130,6 +137,7 @@ func (p *Peer) settle() { p.settleOnce.Do(func() { close(p.settled) }) }
 type call struct {
 	context.Context
 	peer       *Peer
+	principal  *Principal
 	memory     reservation
 	afterReply []func()
 }
@@ -158,11 +166,11 @@ func PeerOf(ctx context.Context) *Peer {
 	return nil
 }
 
-// PrincipalOf returns who makes the call. Handlers of session methods always
-// find one; elsewhere it returns nil.
+// PrincipalOf returns who makes the call: who was logged in when it began.
+// Handlers of session methods always find one; elsewhere it returns nil.
 func PrincipalOf(ctx context.Context) *Principal {
-	if p := PeerOf(ctx); p != nil {
-		return p.Principal()
+	if c := callOf(ctx); c != nil {
+		return c.principal
 	}
 	return nil
 }

@@ -40,6 +40,16 @@ const (
 	// about 16 KiB each (stack, message, stream) it is the memory that a
 	// router can spare for them.
 	maxRunning = 1024
+	// maxRunningPerSource is the part of it that one address may hold. Half:
+	// otherwise the connections that one address may have, each with all its
+	// streams half sent, would keep everybody else out.
+	maxRunningPerSource = maxRunning / 2
+
+	// maxFields bounds the known fields of a request above smallFrame: a
+	// repeated field costs 2 bytes of a frame and 24 of memory an entry, so
+	// that 4 MiB of empty ones would become 100. The largest honest request
+	// (RotateKeys in a full group) has some 1,300.
+	maxFields = 4096
 
 	// maxRefusals is how many refused credentials one connection may offer;
 	// the next closes it with code 1 (PROTOCOL 1).
@@ -55,12 +65,17 @@ const (
 	resetStalled  = 1 // nothing arrived in time
 	resetUnread   = 2 // the client does not read
 	resetAnswered = 3 // the answer is on its way; the rest of the request is not wanted
+	resetFailed   = 4 // the server cannot answer now; try again
 )
 
 // On stream 0 the first byte tells a session handshake from a request:
 //
 //	client  ┌ 0x01 ┬ length u16 ┬ token … ┐
 //	server  ┌ 0x01 ┬ 0x00 accepted, 0x01 refused ┐
+//
+// The server answers when the token is whole and does not wait for the end of
+// the client's half. A token that it cannot look up now (the storage fails) is
+// neither: the stream is reset with resetFailed, so that the client keeps it.
 const (
 	resumptionByte     = 0x01
 	resumptionAccepted = 0x00

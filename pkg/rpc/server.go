@@ -7,14 +7,16 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/quicprochat/qpcd/pkg/frame"
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
@@ -25,7 +27,8 @@ import (
 type ServerOptions struct {
 	Log *slog.Logger
 	// ResumeSession finds the principal of a session token, or returns an
-	// error when there is none.
+	// error when there is none. An error that wraps ErrCannotLook says that
+	// there may be one.
 	ResumeSession func(ctx context.Context, token []byte) (Principal, error)
 	// Authenticated, when set, is told of every connection that logs in or
 	// resumes a session, with the principal it had before, or nil.
@@ -40,19 +43,24 @@ type ServerOptions struct {
 	MemoryBudget int64
 }
 
+// ErrCannotLook says that a session could not be looked up: it is neither
+// accepted nor refused.
+var ErrCannotLook = errors.New("the session cannot be looked up now")
+
 // Server runs calls. It implements qpcpb.Registrar.
 type Server struct {
 	options    ServerOptions
 	handlers   map[qpcpb.MethodID]qpcpb.Handler
 	memory     *semaphore.Weighted
-	running    atomic.Int64
 	background sync.WaitGroup // connections that say their last words
+	stopped    chan struct{}
+	stopOnce   sync.Once
 
 	mu       sync.Mutex
 	draining bool
-	calls    sync.WaitGroup
-	stopped  chan struct{}
-	stopOnce sync.Once
+	calls    sync.WaitGroup     // requests that are whole and not yet answered
+	running  int                // all calls, those included whose request is on its way
+	sources  map[netip.Addr]int // the same by source address
 }
 
 // NewServer returns a server without handlers. Register them before the first
@@ -64,6 +72,7 @@ func NewServer(options ServerOptions) *Server {
 	return &Server{
 		options:  options,
 		handlers: make(map[qpcpb.MethodID]qpcpb.Handler),
+		sources:  make(map[netip.Addr]int),
 		memory:   semaphore.NewWeighted(options.MemoryBudget),
 		stopped:  make(chan struct{}),
 	}
@@ -74,7 +83,11 @@ func NewServer(options ServerOptions) *Server {
 func (s *Server) Register(method qpcpb.MethodID, h qpcpb.Handler) { s.handlers[method] = h }
 
 // Running returns how many calls are under way.
-func (s *Server) Running() int { return int(s.running.Load()) }
+func (s *Server) Running() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.running
+}
 
 // ServeConn answers the calls of one client connection until it ends, and
 // returns when the last of them has ended too.
@@ -96,7 +109,8 @@ func (s *Server) ServeConn(conn transport.Conn) {
 }
 
 // Drain refuses new calls with UNAVAILABLE and waits until those under way
-// have been answered, or ctx ends.
+// have been answered, or ctx ends. A call whose request is not whole yet is a
+// new one: nobody may hold up the end by sending slowly.
 func (s *Server) Drain(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining = true
@@ -118,24 +132,46 @@ func (s *Server) Close() {
 	s.background.Wait()
 }
 
-// begin counts a call in, or says why it may not start.
+// claim takes a place for a call whose request is on its way, or says why
+// there is none.
+func (s *Server) claim(source netip.Addr) *Error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.draining:
+		return drainingError()
+	case s.running >= maxRunning:
+		return Errorf(qpcpb.CodeBusy, "the server is at its limit of calls; try again").After(time.Second)
+	case s.sources[source] >= maxRunningPerSource:
+		return Errorf(qpcpb.CodeBusy, "too many calls from your address are under way; try again").After(time.Second)
+	}
+	s.running++
+	s.sources[source]++
+	return nil
+}
+
+func (s *Server) release(source netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running--
+	if s.sources[source]--; s.sources[source] == 0 {
+		delete(s.sources, source)
+	}
+}
+
+// begin makes Drain wait for a call, or refuses it.
 func (s *Server) begin() *Error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining {
-		return Errorf(qpcpb.CodeDraining, "the server is shutting down; connect again soon").After(time.Second)
-	}
-	if s.running.Load() >= maxRunning {
-		return Errorf(qpcpb.CodeBusy, "the server is at its limit of calls; try again").After(time.Second)
+		return drainingError()
 	}
 	s.calls.Add(1)
-	s.running.Add(1)
 	return nil
 }
 
-func (s *Server) end() {
-	s.running.Add(-1)
-	s.calls.Done()
+func drainingError() *Error {
+	return Errorf(qpcpb.CodeDraining, "the server is shutting down; connect again soon").After(time.Second)
 }
 
 // patientReader bounds each wait for bytes and the whole.
@@ -168,7 +204,6 @@ func (s *Server) serveStream(ctx context.Context, p *Peer, stream transport.Stre
 		var first [1]byte
 		if _, err := io.ReadFull(r, first[:]); err == nil && first[0] == resumptionByte {
 			s.resume(ctx, p, stream, r)
-			p.settle()
 			return
 		} else if err != nil {
 			p.settle()
@@ -211,6 +246,7 @@ const maxToken = 256
 
 // resume answers a session handshake.
 func (s *Server) resume(ctx context.Context, p *Peer, stream transport.Stream, r *patientReader) {
+	defer p.settle()
 	answer := byte(resumptionRefused)
 	token, err := readToken(r)
 	if r.late {
@@ -219,25 +255,50 @@ func (s *Server) resume(ctx context.Context, p *Peer, stream transport.Stream, r
 	}
 	if err == nil && s.options.ResumeSession != nil {
 		principal, err := s.options.ResumeSession(ctx, token)
-		if err == nil {
-			answer = resumptionAccepted
+		switch {
+		case err == nil:
 			p.Authenticate(principal)
+			// The session may have ended before the connection was known to
+			// belong to it; whoever ended it could not find the connection.
+			if _, err := s.options.ResumeSession(ctx, token); err != nil {
+				p.CloseSoon(transport.CloseSessionRevoked, "the session has ended")
+				break
+			}
+			answer = resumptionAccepted
+		case errors.Is(err, ErrCannotLook):
+			if ctx.Err() == nil {
+				s.options.Log.Error("a session could not be looked up", "error", err)
+			}
+			s.reset(stream, resetFailed)
+			return
 		}
 	}
 	if answer == resumptionRefused {
 		p.RefuseCredentials()
 	}
-	stream.CancelRead(resetAnswered)
 	s.finish(stream, []byte{resumptionByte, answer})
+	p.settle()
+	// The client ends its half when it likes; cancelling it any sooner could
+	// make its last write fail.
+	if n, err := r.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
+		stream.CancelRead(resetAnswered)
+	}
 }
 
+// readToken reads what follows the first byte, to the end of the token and
+// not further: the client may wait for the answer before it ends its half.
 func readToken(r io.Reader) ([]byte, error) {
 	var size [2]byte
 	if _, err := io.ReadFull(r, size[:]); err != nil {
 		return nil, err
 	}
 	n := binary.BigEndian.Uint16(size[:])
-	return frame.ReadPayload(r, uint32(n), maxToken, nil)
+	if n > maxToken {
+		return nil, fmt.Errorf("a token of %d bytes", n)
+	}
+	token := make([]byte, n)
+	_, err := io.ReadFull(r, token)
+	return token, err
 }
 
 // headerError is the answer to a header that could not be read.
@@ -261,11 +322,11 @@ func (s *Server) serveCall(ctx context.Context, p *Peer, stream transport.Stream
 		s.refuseUnread(stream, r, header, refusal)
 		return
 	}
-	if refusal := s.begin(); refusal != nil {
+	if refusal := s.claim(p.source); refusal != nil {
 		s.refuseUnread(stream, r, header, refusal)
 		return
 	}
-	defer s.end()
+	defer s.release(p.source)
 
 	c := &call{peer: p, memory: reservation{from: &p.memory}}
 	defer c.memory.release()
@@ -282,6 +343,15 @@ func (s *Server) serveCall(ctx context.Context, p *Peer, stream transport.Stream
 			return
 		}
 	}
+	// The session may have ended while the request was on its way.
+	if c.principal, refusal = p.authorize(info); refusal == nil {
+		refusal = s.begin()
+	}
+	if refusal != nil {
+		s.reply(stream, header, nil, refusal)
+		return
+	}
+	defer s.calls.Done()
 	response, err := s.run(ctx, c, info, handler, request)
 	s.reply(stream, header, response, s.answerError(ctx, p, info, header, err))
 	for _, f := range c.afterReply {
@@ -303,20 +373,26 @@ func (s *Server) admit(p *Peer, info *qpcpb.MethodInfo, header frame.RequestHead
 	if handler == nil {
 		return nil, Errorf(qpcpb.CodeUnimplemented, "this server does not serve %s", info.Name)
 	}
-	if p.closing.Load() {
-		return nil, Errorf(qpcpb.CodeUnauthenticated, "this connection is closing; connect again")
-	}
-	if info.Access == qpcpb.Access_ACCESS_PUBLIC {
-		return handler, nil
-	}
-	principal := p.Principal()
-	if principal == nil {
-		return nil, Errorf(qpcpb.CodeUnauthenticated, "log in first")
-	}
-	if info.Access == qpcpb.Access_ACCESS_ADMIN && !principal.Admin {
-		return nil, Errorf(qpcpb.CodeAdminRequired, "only an administrator may do this")
+	if _, refusal := p.authorize(info); refusal != nil {
+		return nil, refusal
 	}
 	return handler, nil
+}
+
+// authorize returns who makes a call of the method, or why this peer may not.
+func (p *Peer) authorize(info *qpcpb.MethodInfo) (*Principal, *Error) {
+	principal := p.Principal()
+	switch {
+	case p.closing.Load():
+		return nil, Errorf(qpcpb.CodeUnauthenticated, "this connection is closing; connect again")
+	case info.Access == qpcpb.Access_ACCESS_PUBLIC:
+		return principal, nil
+	case principal == nil:
+		return nil, Errorf(qpcpb.CodeUnauthenticated, "log in first")
+	case info.Access == qpcpb.Access_ACCESS_ADMIN && !principal.Admin:
+		return nil, Errorf(qpcpb.CodeAdminRequired, "only an administrator may do this")
+	}
+	return principal, nil
 }
 
 // readRequest reads and decodes the payload.
@@ -334,10 +410,30 @@ func (s *Server) readRequest(ctx context.Context, c *call, info *qpcpb.MethodInf
 		return nil, Errorf(qpcpb.CodeMalformed, "%s", payloadSentence(err))
 	}
 	request := info.NewRequest()
+	if len(payload) > smallFrame && countFields(payload, request.ProtoReflect().Descriptor()) > maxFields {
+		return nil, Errorf(qpcpb.CodeMalformed, "the request has more than %d fields", maxFields)
+	}
 	if err := proto.Unmarshal(payload, request); err != nil {
 		return nil, Errorf(qpcpb.CodeMalformed, "the request is not a valid %s", request.ProtoReflect().Descriptor().Name())
 	}
 	return request, nil
+}
+
+// countFields counts the fields of a message that it knows, up to the first
+// that does not parse. Unknown ones are kept as they came, which costs what
+// they cost on the wire. No request nests a repeated field.
+func countFields(payload []byte, known protoreflect.MessageDescriptor) (count int) {
+	for len(payload) > 0 {
+		number, _, n := protowire.ConsumeField(payload)
+		if n < 0 {
+			return count
+		}
+		if known.Fields().ByNumber(number) != nil {
+			count++
+		}
+		payload = payload[n:]
+	}
+	return count
 }
 
 // payloadSentence says what is wrong with a payload without passing on what a

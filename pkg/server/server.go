@@ -175,8 +175,8 @@ func (s *Server) build(cfg *config.Config, o Options, secrets secrets, opaqueSer
 		Log: o.Log,
 		ResumeSession: func(ctx context.Context, token []byte) (rpc.Principal, error) {
 			principal, err := accounts.ResumeSession(ctx, token)
-			if errors.Is(err, auth.ErrNoSession) {
-				err = rpc.ErrSessionRefused
+			if err != nil && !errors.Is(err, auth.ErrNoSession) {
+				err = fmt.Errorf("%w: %w", rpc.ErrCannotLook, err)
 			}
 			return principal, err
 		},
@@ -256,7 +256,10 @@ func (s *Server) ReloadCertificate() error {
 		return err
 	}
 	if changed {
-		s.log.Info("the certificate was reloaded", "pin", s.certs.Pin())
+		s.log.Info("the certificate was reloaded", "pin", s.certs.Pin().String())
+		for _, warning := range s.certs.Warnings() {
+			s.log.Warn(warning)
+		}
 	}
 	return nil
 }

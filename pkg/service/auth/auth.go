@@ -114,10 +114,10 @@ type Options struct {
 
 // Service answers the methods of qpcpb.AuthServer.
 type Service struct {
-	options       Options
-	admins        map[rpc.IdentityKey]bool
-	pending       *pendingTable
-	failures      *failureTable
+	options  Options
+	admins   map[rpc.IdentityKey]bool
+	pending  *pendingTable
+	failures *failureTable
 	// The two halves of a registration are bounded apart, since a second half
 	// needs no first.
 	registrations *limit.Keyed[netip.Addr]

@@ -18,8 +18,9 @@ import (
 	"github.com/quicprochat/qpcd/pkg/transport"
 )
 
-// ErrNoSession reports a token that stands for no session.
-var ErrNoSession = errors.New("no such session")
+// ErrNoSession reports a token that stands for no session. It wraps
+// rpc.ErrSessionRefused, which is what the dispatcher wants to hear.
+var ErrNoSession = fmt.Errorf("no such session: %w", rpc.ErrSessionRefused)
 
 func hashToken(token []byte) [32]byte { return sha256.Sum256(token) }
 

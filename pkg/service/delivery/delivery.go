@@ -49,6 +49,9 @@ const (
 	envelopeOverhead = 64
 	// maxRecipients bounds a BatchEnqueue (PROTOCOL 7.3).
 	maxRecipients = 256
+	// maxBatchStep bounds what a BatchEnqueue stores in one transaction: as
+	// much as one Enqueue may, so that it holds up the writer no longer.
+	maxBatchStep = MaxPayload
 	// maxWait bounds a FetchWait (PROTOCOL 7.5).
 	maxWait = 60 * time.Second
 	// maxWaiters bounds the FetchWaits of one identity: one for each device

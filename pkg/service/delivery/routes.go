@@ -69,19 +69,23 @@ func (s *Service) BatchEnqueue(ctx context.Context, r *qpcpb.BatchEnqueueRequest
 			}
 		}
 	} else {
-		err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
-			for i, m := range messages {
-				var err error
-				// A refusal comes before the first write for its recipient, so
-				// that the others are stored.
-				if outcomes[i], err = s.enqueueTx(tx, m); err != nil && !errors.As(err, &refusals[i]) {
-					return err
+		for start := 0; start < len(messages); {
+			end := batchStep(messages, start)
+			err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
+				for i := start; i < end; i++ {
+					var err error
+					// A refusal comes before the first write for its recipient,
+					// so that the others are stored.
+					if outcomes[i], err = s.enqueueTx(tx, messages[i]); err != nil && !errors.As(err, &refusals[i]) {
+						return err
+					}
 				}
+				return nil
+			})
+			if err != nil {
+				return nil, fmt.Errorf("storing a batch: %w", err)
 			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("storing a batch: %w", err)
+			start = end
 		}
 	}
 	response := &qpcpb.BatchEnqueueResponse{}

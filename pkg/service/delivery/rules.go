@@ -57,6 +57,18 @@ func pageLimit(asked uint32) int {
 	return int(asked)
 }
 
+// batchStep returns the end of the part of a batch, from start on, that one
+// transaction stores: one payload for 256 recipients may be 1 GiB.
+func batchStep(messages []message, start int) (end int) {
+	bytes := len(messages[start].payload)
+	for end = start + 1; end < len(messages); end++ {
+		if bytes += len(messages[end].payload); bytes > maxBatchStep {
+			break
+		}
+	}
+	return end
+}
+
 // fits returns how many of the payload sizes fit one answer: at least the
 // first, and as many more as stay below the page's bytes.
 func fits(sizes []int) (count, bytes int) {

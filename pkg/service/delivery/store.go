@@ -1,9 +1,11 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/rpc"
@@ -36,23 +38,27 @@ const (
 
 	// One page of one queue, and one of all queues of a party in order of
 	// arrival. ?1 is the party, ?2 the channel, ?3 the device or an empty blob
-	// for none, ?4 the seq to start above, ?5 the limit. 1099511627775 is
-	// maxSeq. The sizes come first, so that memory can be reserved before the
-	// payloads are read.
+	// for none, ?4 the seq to start above, ?5 the limit, ?6 now.
+	// 1099511627775 is maxSeq. The sizes come first, so that memory can be
+	// reserved before the payloads are read.
 	fromQueue = ` FROM delivery_queue q
 		LEFT JOIN delivery_cursor c ON c.queue_id = q.id AND c.device_id = ?3
 		CROSS JOIN delivery_message m ON m.key > (q.id << 40 | max(?4, coalesce(c.acked_seq, 0))) AND m.key <= (q.id << 40 | 1099511627775)
-		WHERE q.party_id = ?1 AND q.channel = ?2 ORDER BY m.key LIMIT ?5`
+		WHERE q.party_id = ?1 AND q.channel = ?2 AND m.valid_until > ?6 ORDER BY m.key LIMIT ?5`
 	fromAllQueues = ` FROM delivery_queue q
 		LEFT JOIN delivery_cursor c ON c.queue_id = q.id AND c.device_id = ?3
 		CROSS JOIN delivery_message m ON m.key > (q.id << 40 | max(?4, coalesce(c.acked_seq, 0))) AND m.key <= (q.id << 40 | 1099511627775)
-		WHERE q.party_id = ?1 AND ?2 IS NOT NULL ORDER BY m.arrival LIMIT ?5`
+		WHERE q.party_id = ?1 AND ?2 IS NOT NULL AND m.valid_until > ?6 ORDER BY m.arrival LIMIT ?5`
 	sizeColumns     = `SELECT length(m.payload)`
-	messageColumns  = `SELECT m.key, m.payload, m.received_at, q.channel`
+	messageColumns  = `SELECT m.key, m.payload, m.received_at, q.channel, m.arrival`
 	sizesOfQueue    = sizeColumns + fromQueue
 	sizesOfAll      = sizeColumns + fromAllQueues
 	messagesOfQueue = messageColumns + fromQueue
-	messagesOfAll   = messageColumns + fromAllQueues
+	// The payloads are joined to the page, not sorted with the queue: sorting
+	// would hold all of them in memory at once. readTx puts them in order.
+	messagesOfAll = `SELECT p.key, m.payload, p.received_at, p.channel, p.arrival
+		FROM (SELECT m.key, m.received_at, q.channel, m.arrival` + fromAllQueues + `) p
+		CROSS JOIN delivery_message m ON m.key = p.key`
 
 	selectExpired = `SELECT m.key, length(m.payload), q.party_id FROM delivery_message m JOIN delivery_queue q ON q.id = m.key >> 40
 		WHERE m.valid_until <= ? ORDER BY m.valid_until LIMIT ?`
@@ -129,7 +135,7 @@ func (s *Service) mayReachTx(tx *store.Tx, sender rpc.IdentityKey, to address) (
 	return s.options.Blocks.BlockedTx(tx, to.recipient, sender)
 }
 
-// EnqueueTx stores a message. An *rpc.Error means that it is refused and that
+// enqueueTx stores a message. An *rpc.Error means that it is refused and that
 // nothing was written; other errors are the storage's.
 func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 	blocked, err := s.mayReachTx(tx, m.sender, m.to)
@@ -154,8 +160,19 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 			}
 		}
 	}
+	if m.hasID && sender == 0 {
+		// A sender who has deleted their account while this call was on its way
+		// must not leave a row behind.
+		switch exists, err := s.options.Accounts.ExistsTx(tx, m.sender); {
+		case err != nil:
+			return outcome{}, err
+		case !exists:
+			return outcome{}, rpc.Errorf(qpcpb.CodeUnauthenticated, "this account has been deleted")
+		}
+	}
+	// A full queue is full for a blocked sender too, who would notice else.
 	size := int64(len(m.payload))
-	if !blocked && (q.messages >= s.options.Limits.QueueMessages || q.bytes+size > s.options.Limits.QueueBytes) {
+	if q.messages >= s.options.Limits.QueueMessages || q.bytes+size > s.options.Limits.QueueBytes {
 		return outcome{}, rpc.Errorf(qpcpb.CodeQueueFull, "the recipient's queue is full until they fetch their messages")
 	}
 	if q, err = s.openQueueTx(tx, q, m.to); err != nil {
@@ -183,7 +200,7 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 	if blocked {
 		return stored, nil
 	}
-	received := s.options.Now().Unix()
+	received := max(0, s.options.Now().Unix()) // a clock before 1970 has no place on the wire
 	if _, err := tx.Exec(insertMessage, messageKey(q.id, seq), m.payload, q.arrivals+1, received, now+m.validFor); err != nil {
 		return outcome{}, err
 	}
@@ -233,12 +250,12 @@ func (p page) queries() (sizes, messages string) {
 	return sizesOfQueue, messagesOfQueue
 }
 
-func (p page) arguments(party int64, limit int) []any {
+func (p page) arguments(party int64, limit int, now int64) []any {
 	device := []byte{}
 	if p.hasDevice {
 		device = p.device[:]
 	}
-	return []any{party, p.channel, device, min(p.afterSeq, maxSeq), limit}
+	return []any{party, p.channel, device, min(p.afterSeq, maxSeq), limit, now}
 }
 
 // checkDeviceTx refuses a device that the identity does not have.
@@ -268,7 +285,7 @@ func (s *Service) measureTx(tx *store.Tx, p page) (count, bytes int, err error) 
 		return 0, 0, err
 	}
 	query, _ := p.queries()
-	rows, err := tx.Query(query, p.arguments(party, p.limit)...)
+	rows, err := tx.Query(query, p.arguments(party, p.limit, s.options.DB.ServiceTime())...)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -285,42 +302,59 @@ func (s *Service) measureTx(tx *store.Tx, p page) (count, bytes int, err error) 
 	return count, bytes, rows.Err()
 }
 
-// readTx returns up to count messages of a page.
-func (s *Service) readTx(tx *store.Tx, p page, count int) ([]*qpcpb.Envelope, []int64, error) {
+// readTx returns up to count messages of a page, as many as fit into bytes.
+// Both were measured before: what has been removed since makes room for other
+// messages, which may be larger.
+func (s *Service) readTx(tx *store.Tx, p page, count, bytes int) ([]*qpcpb.Envelope, []int64, error) {
 	party, err := partyTx(tx, p.identity, false)
 	if err != nil || party == 0 {
 		return nil, nil, err
 	}
 	_, query := p.queries()
-	rows, err := tx.Query(query, p.arguments(party, count)...)
+	rows, err := tx.Query(query, p.arguments(party, count, s.options.DB.ServiceTime())...)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer rows.Close()
-	var envelopes []*qpcpb.Envelope
-	var keys []int64
+	type arrived struct {
+		key, arrival int64
+		envelope     *qpcpb.Envelope
+	}
+	read := make([]arrived, 0, count)
 	for rows.Next() {
-		var key int64
-		var received uint64
-		envelope := &qpcpb.Envelope{}
-		if err := rows.Scan(&key, &envelope.Data, &received, &envelope.ChannelId); err != nil {
+		m := arrived{envelope: &qpcpb.Envelope{}}
+		if err := rows.Scan(&m.key, &m.envelope.Data, &m.envelope.ReceivedAt, &m.envelope.ChannelId, &m.arrival); err != nil {
 			return nil, nil, err
 		}
-		envelope.Seq, envelope.ReceivedAt = seqOf(key), received
-		envelopes = append(envelopes, envelope)
-		keys = append(keys, key)
+		m.envelope.Seq = seqOf(m.key)
+		read = append(read, m)
 	}
-	return envelopes, keys, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, nil, err
+	}
+	if p.allChannels {
+		slices.SortFunc(read, func(a, b arrived) int { return cmp.Compare(a.arrival, b.arrival) })
+	}
+	envelopes := make([]*qpcpb.Envelope, 0, len(read))
+	keys := make([]int64, 0, len(read))
+	for i, m := range read {
+		if bytes -= len(m.envelope.Data) + envelopeOverhead; bytes < 0 && i > 0 {
+			break
+		}
+		envelopes = append(envelopes, m.envelope)
+		keys = append(keys, m.key)
+	}
+	return envelopes, keys, nil
 }
 
 // peek reads a page without changing anything.
 func (s *Service) peek(ctx context.Context, p page) (envelopes []*qpcpb.Envelope, err error) {
-	count, err := s.reserve(ctx, p)
+	count, bytes, err := s.reserve(ctx, p)
 	if err != nil || count == 0 {
 		return nil, err
 	}
 	err = s.options.DB.Read(ctx, func(tx *store.Tx) error {
-		envelopes, _, err = s.readTx(tx, p, count)
+		envelopes, _, err = s.readTx(tx, p, count, bytes)
 		return err
 	})
 	return envelopes, err
@@ -328,13 +362,17 @@ func (s *Service) peek(ctx context.Context, p page) (envelopes []*qpcpb.Envelope
 
 // fetch reads a page and acknowledges it.
 func (s *Service) fetch(ctx context.Context, p page) (envelopes []*qpcpb.Envelope, err error) {
-	count, err := s.reserve(ctx, p)
+	count, bytes, err := s.reserve(ctx, p)
 	if err != nil || count == 0 {
 		return nil, err
 	}
 	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
+		// A device that was revoked meanwhile must not get a cursor again.
+		if err := s.checkDeviceTx(tx, p); err != nil {
+			return err
+		}
 		var keys []int64
-		envelopes, keys, err = s.readTx(tx, p, count)
+		envelopes, keys, err = s.readTx(tx, p, count, bytes)
 		if err != nil {
 			return err
 		}
@@ -356,19 +394,17 @@ func (s *Service) fetch(ctx context.Context, p page) (envelopes []*qpcpb.Envelop
 	return envelopes, err
 }
 
-// reserve finds out how many messages one answer holds, and makes room for
-// them. What is removed meanwhile only makes the answer smaller, since new
-// messages come after the old.
-func (s *Service) reserve(ctx context.Context, p page) (count int, err error) {
-	var bytes int
+// reserve finds out how many messages one answer holds, in how many bytes, and
+// makes room for them.
+func (s *Service) reserve(ctx context.Context, p page) (count, bytes int, err error) {
 	err = s.options.DB.Read(ctx, func(tx *store.Tx) error {
 		count, bytes, err = s.measureTx(tx, p)
 		return err
 	})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return count, rpc.ReserveMemory(ctx, bytes)
+	return count, bytes, rpc.ReserveMemory(ctx, bytes)
 }
 
 // ackTx acknowledges a queue up to a seq.

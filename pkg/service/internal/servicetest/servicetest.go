@@ -12,6 +12,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -64,6 +65,11 @@ type House struct {
 	// move independently of each other.
 	Wall, Service *Clock
 	Accounts      *Accounts
+	// ResumeSession, when set, is asked for tokens that the house has not
+	// made itself.
+	ResumeSession func(ctx context.Context, token []byte) (rpc.Principal, error)
+	// Disconnected, when set, is told of connections that have ended.
+	Disconnected func(p *rpc.Peer)
 
 	t        testing.TB
 	pin      transport.Pin
@@ -83,38 +89,63 @@ func New(t testing.TB) *House {
 		t:        t,
 		sessions: make(map[string]rpc.Principal),
 	}
-	db, err := store.Open(t.Context(), store.Options{
-		Path:          filepath.Join(t.TempDir(), "test.db"),
-		Migrations:    store.ServerMigrations(),
-		ApplicationID: applicationID,
-		Now:           h.Service.Now,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.DB = db
-	t.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			t.Error("closing the database:", err)
-		}
-	})
+	h.openDB(filepath.Join(t.TempDir(), "test.db"))
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	h.Hub = push.NewHub(push.Options{Log: log})
 	h.Server = rpc.NewServer(rpc.ServerOptions{
 		Log:           log,
 		ResumeSession: h.resume,
 		Authenticated: h.Hub.Authenticated,
-		Disconnected:  h.Hub.Disconnected,
+		Disconnected: func(p *rpc.Peer) {
+			h.Hub.Disconnected(p)
+			if h.Disconnected != nil {
+				h.Disconnected(p)
+			}
+		},
 	})
 	return h
 }
 
-func (h *House) resume(_ context.Context, token []byte) (rpc.Principal, error) {
+// openDB opens the database; it is closed with the test.
+func (h *House) openDB(path string) {
+	h.t.Helper()
+	db, err := store.Open(h.t.Context(), store.Options{
+		Path:          path,
+		Migrations:    store.ServerMigrations(),
+		ApplicationID: applicationID,
+		Now:           h.Service.Now,
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.DB = db
+	h.t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			h.t.Error("closing the database:", err)
+		}
+	})
+}
+
+// RestartDB closes the database and opens it again, as a restart of the server
+// does. Services hold the old one: build and register them anew. Connections
+// stay.
+func (h *House) RestartDB() {
+	h.t.Helper()
+	if err := h.DB.Close(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.openDB(h.DB.Path())
+}
+
+func (h *House) resume(ctx context.Context, token []byte) (rpc.Principal, error) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	principal, ok := h.sessions[string(token)]
+	h.mu.Unlock()
+	if !ok && h.ResumeSession != nil {
+		return h.ResumeSession(ctx, token)
+	}
 	if !ok {
-		return rpc.Principal{}, errors.New("no such session")
+		return rpc.Principal{}, rpc.ErrSessionRefused
 	}
 	return principal, nil
 }
@@ -170,12 +201,25 @@ type Client struct {
 	t      testing.TB
 }
 
+// keep keeps an event that arrived; what nobody looks at falls away.
+func (c *Client) keep(kind qpcpb.Event, payload []byte) {
+	select {
+	case c.Events <- Event{kind, append([]byte{}, payload...)}:
+	default:
+	}
+}
+
 // Stranger connects without a session.
-func (h *House) Stranger() *Client {
+func (h *House) Stranger() *Client { return h.StrangerFrom(netip.Addr{}) }
+
+// StrangerFrom connects from an address of this machine: Linux answers to all
+// of 127.0.0.0/8.
+func (h *House) StrangerFrom(source netip.Addr) *Client {
 	h.t.Helper()
 	conn, err := transport.Dial(Within(h.t), transport.DialOptions{
-		Address: h.listener.Addrs()[0].String(),
-		Trust:   transport.TrustPin(h.pin),
+		Address:   h.listener.Addrs()[0].String(),
+		Trust:     transport.TrustPin(h.pin),
+		LocalAddr: source,
 	})
 	if err != nil {
 		h.t.Fatal(err)
@@ -184,12 +228,7 @@ func (h *House) Stranger() *Client {
 	var receiving sync.WaitGroup
 	receiving.Go(func() {
 		// The error is the end of the connection.
-		_ = c.ReceiveEvents(conn.Context(), func(kind qpcpb.Event, payload []byte) {
-			select {
-			case c.Events <- Event{kind, append([]byte{}, payload...)}:
-			default:
-			}
-		})
+		_ = c.ReceiveEvents(conn.Context(), c.keep)
 	})
 	h.t.Cleanup(func() {
 		_ = conn.Close(transport.CloseNormal, "") // it may have ended already
