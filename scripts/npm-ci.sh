@@ -14,18 +14,22 @@ set -eu
 
 skip=77
 lock=${1:?usage: scripts/npm-ci.sh DIR}/package-lock.json
+if [ ! -f "$lock" ]; then
+	echo "npm-ci.sh: there is no $lock" >&2
+	exit 1
+fi
 if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
 	echo "node and npm are not installed (Debian: apt-get install nodejs npm)" >&2
 	exit $skip
 fi
 cache=${QPC_NODE_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/qpcd-node}
 hash=$(sha256sum <"$lock" | cut -c 1-32)
-done_=$cache/$hash
-if [ ! -d "$done_/node_modules" ]; then
+final=$cache/$hash
+if [ ! -d "$final/node_modules" ]; then
 	mkdir -p "$cache"
 	work=$(mktemp -d "$cache/$hash.XXXXXX")
 	trap 'rm -rf "$work"' EXIT
-	cp "${1}/package.json" "$lock" "$work/"
+	cp "$1/package.json" "$lock" "$work/"
 	if ! (cd "$work" && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=2 \
 		--fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=5000) >"$work/log" 2>&1; then
 		cat "$work/log" >&2
@@ -36,9 +40,9 @@ if [ ! -d "$done_/node_modules" ]; then
 		exit 1
 	fi
 	mkdir -p "$work/node_modules" # a lock without packages
-	# Whoever comes second in the same moment leaves the first one's folder alone:
-	# mv into an existing folder would put its own inside, harmless, and it goes.
-	if [ -d "$done_" ] || ! mv "$work" "$done_"; then :; fi
-	rm -rf "${done_:?}/${work##*/}"
+	# Two may come at once. The second one's folder is dropped; where it came
+	# between the test and mv, it lies inside of the first one's, and goes too.
+	[ -d "$final" ] || mv "$work" "$final"
+	rm -rf "${final:?}/${work##*/}"
 fi
-(cd "$done_/node_modules" && pwd)
+(cd "$final/node_modules" && pwd)

@@ -31,16 +31,15 @@ func FuzzDispatch(f *testing.F) {
 	f.Add(uint16(0x0100), []byte{0, 32})
 	f.Add(uint16(1100), []byte{})
 	u := s.settle(person("fuzzer"))
-	c := s.pipe().resume(u)
 	f.Fuzz(func(t *testing.T, method uint16, payload []byte) {
+		s.t = t              // what is opened here ends here
 		s.sleep(time.Minute) // so that no limit of rate hides anything
-		id := qpcpb.MethodID(method)
-		a, err := ask(c, id, payload)
-		if c.Conn().Context().Err() != nil || a.code == "UNAUTHENTICATED" {
-			// Logged out, deleted, or too many wrong logins: come back.
-			c.leave()
+		c := s.pipe()
+		if c.Resume(within(t), u.token) != nil { // logged out, or deleted
 			c = s.pipe().resume(s.settle(u))
 		}
+		id := qpcpb.MethodID(method)
+		a, err := ask(c, id, payload)
 		switch {
 		case errors.Is(err, context.DeadlineExceeded) && id == qpcpb.MethodFetchWait:
 		case err != nil:

@@ -78,3 +78,19 @@ func (b accountBook) ListTx(tx *store.Tx, prefix, after string, limit int) ([]di
 	}
 	return listed, nil
 }
+
+// unblocked returns the contacts that an identity has not blocked: the others
+// do not learn whether it is online.
+func unblocked(tx *store.Tx, names *directory.Service, of rpc.IdentityKey, contacts []rpc.IdentityKey) ([]rpc.IdentityKey, error) {
+	kept := contacts[:0]
+	for _, contact := range contacts {
+		blocked, err := names.BlockedTx(tx, of, contact)
+		if err != nil {
+			return nil, err
+		}
+		if !blocked {
+			kept = append(kept, contact)
+		}
+	}
+	return kept, nil
+}

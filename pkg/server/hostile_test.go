@@ -20,8 +20,8 @@ const (
 	streamsOf = 64
 	// mostHeap bounds what the attack below may cost, in bytes. It runs in this
 	// process, so its own half of every connection, stream and unread answer
-	// counts too. Without the server's bounds it would be some 4 GiB: 512
-	// requests and 512 answers of 4 MiB.
+	// counts too. Without the server's bounds it would be some 2 GiB: 256
+	// requests and 256 answers of 4 MiB.
 	mostHeap = 128 << 20
 	// cutOff is when a silent stream must be gone: 10 s, and room for a slow
 	// machine.
@@ -32,6 +32,9 @@ const (
 // streams: some say nothing, some declare 4 MiB and stall, some ask for 4 MiB
 // and do not read, some flood. Somebody at another address does not notice.
 func TestHostileClient(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for 10 s")
+	}
 	h := open(t, t.TempDir(), nil)
 	mallory, victim := h.settle(person("mallory")), h.settle(person("victim"))
 	v := h.dial("127.0.0.2").resume(victim)
@@ -43,7 +46,7 @@ func TestHostileClient(t *testing.T) {
 		}
 	}
 	bait.leave()
-	before := heap()
+	before, opened := heap(), time.Now()
 
 	var conns []*client
 	for range transport.DefaultMaxConnectionsPerSource {
@@ -57,11 +60,10 @@ func TestHostileClient(t *testing.T) {
 	silent := make(chan error, len(conns)*streamsOf)
 	var attack, flood sync.WaitGroup
 	stop := make(chan struct{})
-	begun := time.Now()
 	for i, c := range conns {
 		var first []byte
-		switch i % 4 {
-		case 0: // says nothing after the first byte of a payload
+		switch i % 8 {
+		case 0, 4: // says nothing after the first byte of a payload
 			first = append(frame.AppendRequestHeader(nil, uint16(qpcpb.MethodHealth), 1, 4096), 0)
 		case 1: // declares 4 MiB and stalls
 			c.resume(mallory)
@@ -69,7 +71,7 @@ func TestHostileClient(t *testing.T) {
 		case 2: // reads nothing
 			c.resume(mallory)
 			first = framed(qpcpb.MethodPeek, marshal(t, &qpcpb.PeekRequest{RecipientKey: mallory.key[:]}))
-		case 3: // floods, once the others are there
+		default: // is idle, or floods once the others are there
 			continue
 		}
 		for range streamsOf {
@@ -79,14 +81,16 @@ func TestHostileClient(t *testing.T) {
 			}
 			_ = stream.SetWriteDeadline(time.Now().Add(5 * time.Millisecond)) // the server need not take it all
 			_, _ = stream.Write(first)
-			if i%4 == 2 {
+			if i%8 == 2 {
 				_ = stream.Close()
 				continue
 			}
-			attack.Go(func() {
-				_, err := io.ReadAll(stream)
-				silent <- err
-			})
+			if i%4 == 0 {
+				attack.Go(func() {
+					_, err := io.ReadAll(stream)
+					silent <- err
+				})
+			}
 		}
 	}
 
@@ -104,10 +108,13 @@ func TestHostileClient(t *testing.T) {
 		})
 	}
 
+	begun := time.Now()
+	t.Logf("the attack stands after %v", begun.Sub(opened))
+
 	// The victim's calls go on meanwhile, and the heap stays bounded.
 	var most uint64
 	slowest := time.Duration(0)
-	for i := 0; time.Since(begun) < 8*time.Second; i++ {
+	for i := 0; time.Since(begun) < 5*time.Second; i++ {
 		call := time.Now()
 		sent, err := qpcpb.NewDeliveryClient(v).Enqueue(within(t), &qpcpb.EnqueueRequest{RecipientKey: victim.key[:], Payload: fmt.Append(nil, i)})
 		if err != nil {
@@ -133,7 +140,9 @@ func TestHostileClient(t *testing.T) {
 		t.Errorf("a call of the victim took %v", slowest)
 	}
 
-	// What stalls is cut off, by a reset or with an answer that says why.
+	// What says nothing is cut off, by a reset or with an answer that says why.
+	// (What waits for memory is, after 120 s: pkg/rpc tests that without
+	// waiting.)
 	attack.Wait()
 	if took := time.Since(begun); took > cutOff {
 		t.Errorf("the last silent stream ended after %v", took)

@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -159,12 +160,16 @@ func (s *Server) build(cfg *config.Config, o Options, secrets secrets, opaqueSer
 		accounts *auth.Service
 		devices  *device.Service
 		groups   *group.Service
+		names    *directory.Service
 	)
 	s.hub = push.NewHub(push.Options{
 		Log: o.Log,
 		Contacts: func(ctx context.Context, of rpc.IdentityKey) (contacts []rpc.IdentityKey, err error) {
 			err = s.db.Read(ctx, func(tx *store.Tx) error {
-				contacts, err = groups.ContactsTx(tx, of)
+				if contacts, err = groups.ContactsTx(tx, of); err != nil {
+					return err
+				}
+				contacts, err = unblocked(tx, names, of, contacts)
 				return err
 			})
 			return contacts, err
@@ -202,7 +207,7 @@ func (s *Server) build(cfg *config.Config, o Options, secrets secrets, opaqueSer
 		},
 	})
 	groups = group.New(group.Options{DB: s.db, Accounts: accounts, Random: o.Rand})
-	names := directory.New(directory.Options{DB: s.db, Accounts: accountBook{accounts}, Presence: s.hub})
+	names = directory.New(directory.Options{DB: s.db, Accounts: accountBook{accounts}, Presence: s.hub})
 	packages := keys.New(keys.Options{DB: s.db, Accounts: accounts, Push: s.hub, Now: o.Now})
 	devices = device.New(device.Options{
 		DB: s.db, Accounts: accounts, Sessions: s.hub, Now: o.Now,
@@ -370,7 +375,11 @@ func loadCertificate(cfg *config.Config, o Options) (*transport.CertificateStore
 	if err != nil {
 		addrs = nil // the names are enough
 	}
-	certs, err := transport.LoadOrCreate(cfg.TLSCert, cfg.TLSKey, transport.DefaultNames(hostname, addrs), o.Now, o.Rand)
+	names := transport.DefaultNames(hostname, addrs)
+	if !slices.Contains(names, cfg.ServerName) {
+		names = append(names, cfg.ServerName)
+	}
+	certs, err := transport.LoadOrCreate(cfg.TLSCert, cfg.TLSKey, names, o.Now, o.Rand)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
 	}

@@ -79,17 +79,3 @@ func notHostRune(r rune) bool {
 }
 
 func cut80(s string) string { return s[:min(len(s), 80)] }
-
-// sourcePrefixV6 is the part of an IPv6 address that names a customer: anybody
-// has 2^64 addresses below it, so limits count the prefix.
-const sourcePrefixV6 = 64
-
-// source is what limits count: an IPv4 address, or the /64 of an IPv6 one.
-func source(a netip.Addr) netip.Addr {
-	a = a.Unmap().WithZone("")
-	if a.Is6() {
-		p, _ := a.Prefix(sourcePrefixV6) // fails only for a bad length
-		return p.Addr()
-	}
-	return a
-}

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/time/rate"
+
+	"github.com/quicprochat/qpcd/pkg/limit"
 )
 
 // Limits bound what strangers can make a server hold. A field that is zero has
@@ -101,7 +103,7 @@ func (a *admission) wantsProof(addr netip.Addr) bool {
 	a.mu.Lock()
 	hopeless := a.draining || len(a.slots) >= a.limits.Connections
 	busy := 2*a.pending >= a.limits.PendingHandshakes ||
-		2*a.sources[source(addr)] >= a.limits.ConnectionsPerSource
+		2*a.sources[limit.Source(addr)] >= a.limits.ConnectionsPerSource
 	a.mu.Unlock()
 	if hopeless || !busy && a.unproven.Allow() {
 		return false
@@ -113,7 +115,7 @@ func (a *admission) wantsProof(addr netip.Addr) bool {
 // admit takes a connection in or refuses it. It is called for the first packet,
 // before any state exists.
 func (a *admission) admit(addr netip.Addr) (*slot, error) {
-	s := &slot{admission: a, source: source(addr), pending: true}
+	s := &slot{admission: a, source: limit.Source(addr), pending: true}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var err error

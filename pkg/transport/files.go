@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -20,32 +19,6 @@ const (
 // session ticket keys, address tokens and stateless resets. Who knows it can
 // decrypt 0-RTT data and cut connections, but no other traffic.
 type Secret [32]byte
-
-// LoadOrCreateSecret reads a secret from its file (32 raw bytes, mode 0600), or
-// makes one from rand (nil: crypto/rand) at the first start. Removing the file
-// renews it: clients then do one full handshake.
-func LoadOrCreateSecret(path string, random io.Reader) (Secret, error) {
-	var s Secret
-	data, err := readBounded(path)
-	switch {
-	case err == nil && len(data) == len(s):
-		return Secret(data), nil
-	case err == nil:
-		return s, fmt.Errorf("transport secret %s has %d bytes, want %d: remove it to have a new one made", path, len(data), len(s))
-	case !errors.Is(err, fs.ErrNotExist):
-		return s, fmt.Errorf("read the transport secret: %w", err)
-	}
-	if random == nil {
-		random = rand.Reader
-	}
-	if _, err := io.ReadFull(random, s[:]); err != nil {
-		return Secret{}, fmt.Errorf("make a transport secret: %w", err)
-	}
-	if err := writeAtomic(path, s[:], privateMode); err != nil {
-		return Secret{}, fmt.Errorf("store the transport secret: %w", err)
-	}
-	return s, nil
-}
 
 // readBounded reads a file of at most maxCertificateFile bytes.
 func readBounded(path string) ([]byte, error) {

@@ -18,7 +18,7 @@ const (
 // Session ticket keys do not rotate by time: all of them would follow from the
 // same secret, so rotation would protect nothing that the secret's owner could
 // not read. TLS 1.3 resumption runs a fresh key exchange (psk_dhe_ke), so the
-// secret opens 0-RTT data only. Renew it by removing its file.
+// secret opens 0-RTT data only.
 func (s Secret) derive(info string) ([32]byte, error) {
 	key, err := hkdf.Expand(sha256.New, s[:], info, 32)
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"pgregory.net/rapid"
+
+	"github.com/quicprochat/qpcd/pkg/limit"
 )
 
 func refused(t *testing.T, o DialOptions) {
@@ -126,21 +128,6 @@ func TestForgedAddressesTakeHalfAShareOnly(t *testing.T) {
 	}
 }
 
-func TestSource(t *testing.T) {
-	for in, want := range map[string]string{
-		"192.0.2.7":            "192.0.2.7",
-		"::ffff:192.0.2.7":     "192.0.2.7",
-		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::",
-		"2001:db8:1:2::ffff":   "2001:db8:1:2::",
-		"2001:db8:1:3::ffff":   "2001:db8:1:3::",
-		"fe80::1%eth0":         "fe80::",
-	} {
-		if got := source(addr(in)); got != addr(want) {
-			t.Errorf("source of %s is %s, want %s", in, got, want)
-		}
-	}
-}
-
 func TestWindowBudget(t *testing.T) {
 	a := newAdmission(Limits{WindowBudget: 100}.withDefaults())
 	one, _ := a.admit(addr("192.0.2.1"))
@@ -196,7 +183,7 @@ func TestAdmission(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"admit": func(t *rapid.T) {
 				from := rapid.SampledFrom(addrs).Draw(t, "from")
-				same := count(func(s *slot) bool { return s.source == source(from) })
+				same := count(func(s *slot) bool { return s.source == limit.Source(from) })
 				pending := count(func(s *slot) bool { return live[s] })
 				want := len(live) < limits.Connections && same < limits.ConnectionsPerSource && pending < limits.PendingHandshakes
 				s, err := a.admit(from)

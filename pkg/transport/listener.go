@@ -27,8 +27,8 @@ type ServerOptions struct {
 	Addresses []string
 	// Certificates has the server's certificate.
 	Certificates *CertificateStore
-	// Secret keeps tickets, tokens and resets valid over a restart; see
-	// [LoadOrCreateSecret].
+	// Secret keeps tickets, tokens and resets valid over a restart; the caller
+	// stores it.
 	Secret Secret
 	// ALPN are the protocols served on the port, [ALPN] alone if empty.
 	ALPN []string
