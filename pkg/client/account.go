@@ -53,7 +53,8 @@ type Registration struct {
 
 // Register makes an account: on this machine first, then on the server. When
 // the answer of the server is lost, calling it again with the same name and
-// password finishes what was begun.
+// password finishes what was begun. When it returns a client and an error, the
+// account is there, and Login and Run make good what failed after it.
 func Register(ctx context.Context, o Options, r Registration) (*Client, error) {
 	folded, err := username.Fold(r.Username)
 	if err != nil {
@@ -81,13 +82,15 @@ func Register(ctx context.Context, o Options, r Registration) (*Client, error) {
 	defer cancel()
 	calls := rpc.NewClient(conn)
 	err = c.registerAt(ctx, calls, r)
+	loggedIn := false
 	if rpc.CodeOf(err) == qpcpb.CodeNameTaken || rpc.CodeOf(err) == qpcpb.CodeIdentityTaken {
 		// Perhaps it is ours: an earlier answer may have been lost.
-		if c.loginAt(ctx, calls, r.Password) == nil {
-			err = nil
+		switch loginErr := c.loginAt(ctx, calls, r.Password); {
+		case loginErr == nil:
+			err, loggedIn = nil, true
+		case rpc.CodeOf(loginErr) != qpcpb.CodeBadCredentials:
+			err = loginErr // whose it is stays open
 		}
-	} else if err == nil {
-		err = c.loginAt(ctx, calls, r.Password)
 	}
 	if err != nil {
 		return nil, err
@@ -95,6 +98,11 @@ func Register(ctx context.Context, o Options, r Registration) (*Client, error) {
 	c.account.Registered = true
 	if err := c.saveAccount(ctx); err != nil {
 		return nil, err
+	}
+	if !loggedIn {
+		if err := c.loginAt(ctx, calls, r.Password); err != nil {
+			return c, err
+		}
 	}
 	return c, c.introduce(ctx, &link{rpc: calls})
 }

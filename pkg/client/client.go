@@ -234,6 +234,7 @@ func (c *Client) connectAndServe(ctx context.Context) error {
 	run(func(ctx context.Context) error { return c.send(ctx, l) })
 	run(l.acknowledge(c))
 	run(func(ctx context.Context) error { return c.topUp(ctx, l) })
+	run(func(ctx context.Context) error { return c.heartbeat(ctx, l) })
 	c.outbox.set()
 	<-ctx.Done()
 	conn.Close(transport.CloseNormal, "")

@@ -448,3 +448,35 @@ func TestLocalFileIsSealed(t *testing.T) {
 		t.Errorf("the server's %s holds the message in the open", found)
 	}
 }
+
+// Keys are renewed after so many messages, and nobody notices.
+func TestKeysAreRenewed(t *testing.T) {
+	h := newHouse(t, "--send-burst", "2000")
+	alice, bob := h.register("alice").on(), h.register("bob").on()
+	const lines = 1100 // two renewals
+	to := alice.contact(bob).Identity
+	for i := range lines {
+		if _, err := alice.Send(t.Context(), to, fmt.Sprintf("line %d", i), e2ee.PartWhole); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range lines {
+		bob.reads(alice, fmt.Sprintf("line %d", i))
+	}
+	alice.off()
+	alice.on()
+	bob.says(alice, "still there?")
+	alice.reads(bob, "still there?")
+	for _, p := range []*person{alice, bob} {
+		p.off()
+		store, err := localstore.Open(t.Context(), p.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		groups, err := store.List(t.Context(), "group/", "", 100)
+		if err != nil || len(groups) != 3 {
+			t.Errorf("%s has %d groups, %v, want 3", p.name, len(groups), err)
+		}
+		store.Close()
+	}
+}

@@ -11,10 +11,7 @@ import (
 // History gives the messages of a conversation to visit, oldest first, from
 // the first one after a number (0 for all), until visit returns false.
 func (c *Client) History(ctx context.Context, peer rpc.IdentityKey, after uint64, visit func(Message) bool) error {
-	return list(ctx, c.box, messagePrefix(peer), func(_ string, m Message) (bool, error) {
-		if m.No <= after {
-			return true, nil
-		}
+	return listAfter(ctx, c.box, messagePrefix(peer), messageKey(peer, after), func(_ string, m Message) (bool, error) {
 		return visit(m), nil
 	})
 }

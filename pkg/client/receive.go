@@ -304,6 +304,9 @@ func (c *Client) openMessage(ctx context.Context, b *batch, channel rpc.ChannelI
 	if errors.Is(err, e2ee.ErrReplayed) || errors.Is(err, e2ee.ErrOwnMessage) {
 		return nil, nil
 	}
+	if errors.Is(err, errLocalState) {
+		return nil, err
+	}
 	if err != nil {
 		c.options.Log.Warn("a message cannot be read", "error", err)
 		if !known {

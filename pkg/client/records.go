@@ -19,6 +19,7 @@ import (
 //	account                          seeds and ids
 //	session                          the token
 //	counter                          the last number given to an outgoing entry or a message
+//	shown                            what the user has seen
 //	contact/<identity>               a peer
 //	name/<name>                      whose name it is
 //	channel/<channel>                whose conversation it is
@@ -36,6 +37,7 @@ const (
 	keyAccount   = "account"
 	keySession   = "session"
 	keyCounter   = "counter"
+	keyShown     = "shown"
 
 	prefixContact = "contact/"
 	prefixName    = "name/"

@@ -288,7 +288,7 @@ func (c *Client) encrypt(ctx context.Context, p contact, app []byte, stored func
 	if err != nil || group == nil {
 		return nil, err
 	}
-	message, err := group.mls.Encrypt(c.options.Rand, app)
+	message, err := group.mls.Encrypt(app)
 	if err != nil {
 		return nil, fmt.Errorf("encrypting: %w", err)
 	}
@@ -297,6 +297,7 @@ func (c *Client) encrypt(ctx context.Context, p contact, app []byte, stored func
 		c.forget(p.Channel)
 		return nil, err
 	}
+	group.sent++
 	b := c.box.batch()
 	group.save(b, p.Channel)
 	if stored != nil {
@@ -342,6 +343,13 @@ func (c *Client) ready(ctx context.Context, l *link, p contact) (contact, time.D
 			return p, welcomeWait, err
 		}
 		if p, err = c.begin(ctx, l, p); err != nil {
+			return p, 0, err
+		}
+	} else if group.old(c.options.Now()) {
+		// Without a key package of theirs the old group must do.
+		if renewed, err := c.begin(ctx, l, p); err == nil {
+			p = renewed
+		} else if !errors.Is(err, errNoKeys) {
 			return p, 0, err
 		}
 	}
@@ -435,7 +443,7 @@ func (c *Client) begin(ctx context.Context, l *link, p contact) (contact, error)
 		return p, fmt.Errorf("beginning a conversation: %w", err)
 	}
 	// There is nobody yet to whom the commit would go; the Welcome says all.
-	_, welcome, err := mls.Add(c.options.Rand, packages)
+	_, welcome, err := mls.Add(packages)
 	if err != nil {
 		return p, fmt.Errorf("beginning a conversation: %w", err)
 	}

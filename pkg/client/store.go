@@ -117,8 +117,12 @@ func (b *batch) apply(ctx context.Context) error {
 // list decodes every value under a prefix, in order, and gives it to visit
 // until that returns false.
 func list[T any](ctx context.Context, b *box, prefix string, visit func(key string, value T) (bool, error)) error {
+	return listAfter(ctx, b, prefix, "", visit)
+}
+
+// listAfter is list from behind a key.
+func listAfter[T any](ctx context.Context, b *box, prefix, after string, visit func(key string, value T) (bool, error)) error {
 	const page = 64
-	after := ""
 	for {
 		entries, err := b.store.List(ctx, prefix, after, page)
 		if err != nil {
