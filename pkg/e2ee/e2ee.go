@@ -53,7 +53,7 @@
 //     Only the hybrid envelope hides from the server who adds and removes whom.
 //   - Commits and proposals of other programs are read as PublicMessages, or as
 //     PrivateMessages of at most maxPrivateHandshakeSize without padding.
-//   - A member (nobody else) can make us work for about 0.2 s with one message.
+//   - A member (nobody else) can make us work for up to about a second with one message.
 //   - A commit that removes us is believed on the signature of a member: its
 //     confirmation tag cannot be checked without the new epoch's secrets.
 //   - All randomness of MLS is the operating system's.
@@ -111,7 +111,8 @@ const (
 
 	// maxPrivateHandshakeSize bounds a commit or proposal of another program that
 	// comes as a PrivateMessage. mls-go takes quadratic time on what a member
-	// malformed, 0.2 s at this size. A commit of a direct chat has 700 bytes.
+	// malformed; the bound keeps it below a second. A commit of a direct chat has
+	// about 700 bytes.
 	maxPrivateHandshakeSize = 4 << 10
 
 	// maxTreeSize bounds the ratchet tree in a Welcome. One of MaxMembers linked

@@ -142,7 +142,7 @@ var publicMessageHeader = []byte{0, 1, 0, 1}
 
 // checkPublicMessage refuses a PublicMessage whose body does not end where its
 // signature begins. On one mls-go would try every byte for the end of the body,
-// in quadratic time: 32 KiB cost ten seconds. What stands before the body and how
+// in quadratic time (seconds at 32 KiB, minutes beyond). What stands before the body and how
 // long the body is come from mls-go's own encoding of what was read here, so that
 // the two cannot differ.
 func checkPublicMessage(message []byte) error {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,10 +88,11 @@ func (a account) upload(t testing.TB) []byte {
 // house is a server that answers the auth methods.
 type house struct {
 	*servicetest.House
-	t       *testing.T
-	auth    *auth.Service
-	options auth.Options
-	gone    chan *rpc.Peer // connections that have ended
+	t         *testing.T
+	auth      *auth.Service
+	live      atomic.Pointer[auth.Service] // auth, for the server's goroutines
+	registrar qpcpb.Registrar
+	options   auth.Options
 }
 
 // open makes a house in which registration is open, changed by tweak.
@@ -100,7 +102,8 @@ func open(t *testing.T, tweak ...func(*auth.Options)) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{House: servicetest.New(t), t: t, gone: make(chan *rpc.Peer, 4096)}
+	h := &house{House: servicetest.New(t), t: t}
+	h.registrar = h.Replaceable()
 	h.options = auth.Options{
 		Opaque: server, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: h.Wall.Now, Rand: rand.Reader,
 		Registration: auth.RegistrationOpen, SessionTTL: 30 * day, Sessions: h.Hub,
@@ -112,12 +115,9 @@ func open(t *testing.T, tweak ...func(*auth.Options)) *house {
 	}
 	h.build()
 	h.ResumeSession = func(ctx context.Context, token []byte) (rpc.Principal, error) {
-		return h.auth.ResumeSession(ctx, token)
+		return h.live.Load().ResumeSession(ctx, token)
 	}
-	h.Disconnected = func(p *rpc.Peer) {
-		h.auth.Disconnected(p)
-		h.gone <- p
-	}
+	h.Disconnected = func(p *rpc.Peer) { h.live.Load().Disconnected(p) }
 	return h
 }
 
@@ -127,7 +127,8 @@ const day = 24 * time.Hour
 func (h *house) build() {
 	h.options.DB = h.DB
 	h.auth = auth.New(h.options)
-	qpcpb.RegisterAuthServer(h.Server, h.auth)
+	h.live.Store(h.auth)
+	qpcpb.RegisterAuthServer(h.registrar, h.auth)
 }
 
 // restart closes everything that is kept in memory or open.

@@ -66,9 +66,10 @@ func (w *world) ListTx(_ *store.Tx, identity rpc.IdentityKey) ([]rpc.DeviceID, e
 type house struct {
 	*servicetest.House
 	*world
-	t       testing.TB
-	svc     *delivery.Service
-	options delivery.Options
+	t         testing.TB
+	svc       *delivery.Service
+	registrar qpcpb.Registrar
+	options   delivery.Options
 }
 
 // open makes a house with the limits of the protocol, changed by tweak.
@@ -78,6 +79,7 @@ func open(t testing.TB, tweak ...func(*delivery.Limits)) *house {
 		channels: make(map[rpc.ChannelID][]rpc.IdentityKey),
 		devices:  make(map[rpc.IdentityKey][]rpc.DeviceID),
 	}}
+	h.registrar = h.Replaceable()
 	seed := sha256.Sum256([]byte("server"))
 	h.options = delivery.Options{
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: h.Wall.Now, Key: ed25519.NewKeyFromSeed(seed[:]),
@@ -94,7 +96,7 @@ func open(t testing.TB, tweak ...func(*delivery.Limits)) *house {
 func (h *house) build() {
 	h.options.DB = h.DB
 	h.svc = delivery.New(h.options)
-	qpcpb.RegisterDeliveryServer(h.Server, h.svc)
+	qpcpb.RegisterDeliveryServer(h.registrar, h.svc)
 }
 
 func (h *house) restart() {

@@ -28,7 +28,6 @@ func (h *House) InMemory(source netip.Addr) *Client {
 	h.t.Cleanup(func() {
 		_ = near.Close(transport.CloseNormal, "") // it may have ended already
 		running.Wait()
-		h.Server.Close()
 	})
 	return c
 }

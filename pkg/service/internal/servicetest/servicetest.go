@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quicprochat/qpcd/pkg/push"
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/rpc"
@@ -103,6 +105,7 @@ func New(t testing.TB) *House {
 			}
 		},
 	})
+	t.Cleanup(h.Server.Close)
 	return h
 }
 
@@ -126,9 +129,38 @@ func (h *House) openDB(path string) {
 	})
 }
 
+// Replaceable is a registrar whose services can be registered again while
+// connections are served, as RestartDB needs it. Make it once for a house.
+func (h *House) Replaceable() qpcpb.Registrar {
+	return &replaceable{server: h.Server, handlers: make(map[qpcpb.MethodID]qpcpb.Handler)}
+}
+
+type replaceable struct {
+	server   *rpc.Server
+	mu       sync.Mutex
+	handlers map[qpcpb.MethodID]qpcpb.Handler
+}
+
+// Register implements qpcpb.Registrar.
+func (r *replaceable) Register(method qpcpb.MethodID, handler qpcpb.Handler) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, known := r.handlers[method]
+	r.handlers[method] = handler
+	if known {
+		return
+	}
+	r.server.Register(method, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		r.mu.Lock()
+		present := r.handlers[method]
+		r.mu.Unlock()
+		return present(ctx, request)
+	})
+}
+
 // RestartDB closes the database and opens it again, as a restart of the server
-// does. Services hold the old one: build and register them anew. Connections
-// stay.
+// does. Services hold the old one: build them anew and register them with a
+// Replaceable. Connections stay.
 func (h *House) RestartDB() {
 	h.t.Helper()
 	if err := h.DB.Close(); err != nil {
@@ -183,8 +215,8 @@ func (h *House) Open() {
 	h.t.Cleanup(func() {
 		stop()
 		h.listener.Close()
-		h.Server.Close()
 		running.Wait()
+		h.Server.Close() // after the last call, which may still end connections
 	})
 }
 
