@@ -420,8 +420,11 @@ func TestPresence(t *testing.T) {
 		var seen []rpc.IdentityKey
 		h := newHouse(t, Options{
 			Contacts: func(_ context.Context, of rpc.IdentityKey) ([]rpc.IdentityKey, error) {
-				if of == key("mallory") {
+				switch of {
+				case key("mallory"):
 					return nil, errors.New("the disk is on fire")
+				case key("carol"):
+					return nil, nil
 				}
 				return []rpc.IdentityKey{key("bob"), key("offline")}, nil
 			},

@@ -57,6 +57,11 @@ const (
 	// maxWaiters bounds the FetchWaits of one identity: one for each device
 	// that a person has, and some that are about to time out.
 	maxWaiters = 32
+	// maxReceipts bounds the receipts of all senders together, 24 MB of them:
+	// a sender at the rate limit would otherwise leave 60 million in a week.
+	// The oldest go first, so that a repetition is recognised for half an hour
+	// even while somebody floods.
+	maxReceipts = 200_000
 	// sweepRows bounds what one sweep removes of each kind.
 	sweepRows = 500
 )

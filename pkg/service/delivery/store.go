@@ -65,6 +65,8 @@ const (
 	deleteMessage = `DELETE FROM delivery_message WHERE key = ?`
 	// Receipts expire in the order of their ids: looking at the oldest is
 	// enough.
+	trimReceipts = `DELETE FROM delivery_receipt WHERE id IN (SELECT id FROM delivery_receipt
+		WHERE id <= (SELECT max(id) FROM delivery_receipt) - ? ORDER BY id LIMIT ?)`
 	sweepReceipts = `DELETE FROM delivery_receipt WHERE id IN (SELECT id FROM delivery_receipt ORDER BY id LIMIT ?) AND valid_until <= ?`
 )
 
@@ -571,6 +573,11 @@ func sweepTx(tx *store.Tx, now int64) (more bool, err error) {
 			return false, err
 		}
 	}
+	more = len(keys) == sweepRows
 	receipts, err := tx.Exec(sweepReceipts, sweepRows, now)
-	return len(keys) == sweepRows || receipts.RowsAffected == sweepRows, err
+	if err != nil {
+		return false, err
+	}
+	trimmed, err := tx.Exec(trimReceipts, maxReceipts, sweepRows)
+	return more || receipts.RowsAffected == sweepRows || trimmed.RowsAffected == sweepRows, err
 }

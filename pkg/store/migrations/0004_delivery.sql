@@ -21,10 +21,10 @@ CREATE TABLE delivery_queue (
 -- storing one touches no second B-tree for its place in the queue.
 CREATE TABLE delivery_message (
     key         INTEGER PRIMARY KEY,
-    payload     BLOB    NOT NULL,
     arrival     INTEGER NOT NULL,
     received_at INTEGER NOT NULL,
-    valid_until INTEGER NOT NULL
+    valid_until INTEGER NOT NULL,
+    payload     BLOB    NOT NULL -- last: what stands before it is read without its pages
 ) STRICT;
 CREATE INDEX delivery_message_valid_until ON delivery_message (valid_until);
 

@@ -5,7 +5,7 @@ CREATE TABLE auth_session ( token_hash BLOB PRIMARY KEY CHECK (length(token_hash
 CREATE INDEX auth_session_account ON auth_session (account_id);
 CREATE INDEX auth_session_valid_until ON auth_session (valid_until);
 CREATE TABLE delivery_cursor ( queue_id INTEGER NOT NULL REFERENCES delivery_queue (id) ON DELETE CASCADE, device_id BLOB NOT NULL CHECK (length(device_id) = 16), acked_seq INTEGER NOT NULL, PRIMARY KEY (queue_id, device_id) ) STRICT, WITHOUT ROWID;
-CREATE TABLE delivery_message ( key INTEGER PRIMARY KEY, payload BLOB NOT NULL, arrival INTEGER NOT NULL, received_at INTEGER NOT NULL, valid_until INTEGER NOT NULL ) STRICT;
+CREATE TABLE delivery_message ( key INTEGER PRIMARY KEY, arrival INTEGER NOT NULL, received_at INTEGER NOT NULL, valid_until INTEGER NOT NULL, payload BLOB NOT NULL ) STRICT;
 CREATE INDEX delivery_message_valid_until ON delivery_message (valid_until);
 CREATE TABLE delivery_party ( id INTEGER PRIMARY KEY, identity_key BLOB NOT NULL UNIQUE CHECK (length(identity_key) = 32), messages INTEGER NOT NULL DEFAULT 0 CHECK (messages >= 0), bytes INTEGER NOT NULL DEFAULT 0 CHECK (bytes >= 0), arrivals INTEGER NOT NULL DEFAULT 0 ) STRICT;
 CREATE TABLE delivery_queue ( id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 8388607), party_id INTEGER NOT NULL REFERENCES delivery_party (id) ON DELETE CASCADE, channel BLOB NOT NULL CHECK (length(channel) IN (0, 16)), last_seq INTEGER NOT NULL DEFAULT 0, UNIQUE (party_id, channel) ) STRICT;
