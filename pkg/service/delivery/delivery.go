@@ -23,6 +23,7 @@ package delivery
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -62,8 +63,13 @@ const (
 	// The oldest go first, so that a repetition is recognised for half an hour
 	// even while somebody floods.
 	maxReceipts = 200_000
-	// sweepRows bounds what one sweep removes of each kind.
-	sweepRows = 500
+	// sweepRows bounds what one sweep removes of each kind, and sweepSlice the
+	// messages that it looks at.
+	sweepRows  = 500
+	sweepSlice = 2000
+	// sweepSlices bounds the slices of one go, so that a very long queue does
+	// not keep a router reading all the time.
+	sweepSlices = 10
 )
 
 // Accounts tells who exists; auth.Service is one.
@@ -124,6 +130,11 @@ type Service struct {
 	options Options
 	senders *limit.Keyed[rpc.IdentityKey]
 	waiters waiters
+	parties *parties
+
+	sweeping sync.Mutex
+	sweptTo  int64 // the key up to which this round has looked
+	slices   int   // how many in one go
 }
 
 var _ qpcpb.DeliveryServer = (*Service)(nil)
@@ -132,6 +143,7 @@ var _ qpcpb.DeliveryServer = (*Service)(nil)
 func New(o Options) *Service {
 	return &Service{
 		options: o,
+		parties: newParties(),
 		senders: limit.NewKeyed[rpc.IdentityKey](o.Limits.SendRate, o.Limits.SendBurst, o.Now),
 		waiters: waiters{drained: make(chan struct{}), byKey: make(map[rpc.IdentityKey]map[chan struct{}]struct{})},
 	}
@@ -204,11 +216,38 @@ func (s *Service) announce(recipient rpc.IdentityKey, envelope *qpcpb.Envelope) 
 }
 
 // Sweep removes a bounded number of messages and receipts whose time is over,
-// and reports whether there may be more.
+// and reports whether there may be more. One call looks at a slice of the
+// messages; a round over all of them takes as many as it needs, and no more
+// than a few in one go.
 func (s *Service) Sweep(ctx context.Context) (more bool, err error) {
-	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
-		more, err = sweepTx(tx, s.options.DB.ServiceTime())
+	s.sweeping.Lock()
+	defer s.sweeping.Unlock()
+	now := s.options.DB.ServiceTime()
+	expired, next, err := s.slice(ctx, s.sweptTo, now)
+	if err != nil {
+		return false, err
+	}
+	err = s.write(ctx, func(tx *store.Tx) error {
+		more, err = s.sweepTx(tx, expired, now)
 		return err
 	})
-	return more, err
+	if err != nil {
+		return false, err
+	}
+	s.sweptTo = next
+	if s.slices++; next == 0 || s.slices == sweepSlices {
+		s.slices = 0
+		return more, nil
+	}
+	return true, nil
+}
+
+// write runs a transaction of this domain. When it fails, counts that were
+// noted on the way are forgotten; a refusal comes before the first of them.
+func (s *Service) write(ctx context.Context, f func(tx *store.Tx) error) error {
+	err := s.options.DB.Write(ctx, f)
+	if refusal := (*rpc.Error)(nil); err != nil && !errors.As(err, &refusal) {
+		s.parties.failed()
+	}
+	return err
 }

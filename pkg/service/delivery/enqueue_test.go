@@ -548,10 +548,8 @@ func TestSweepIsBounded(t *testing.T) {
 				return err
 			}
 		}
-		_, err := tx.Exec("UPDATE delivery_party SET messages = messages + 1199, bytes = bytes + 2398 WHERE id = (SELECT party_id FROM delivery_queue)")
-		return err
+		return nil
 	})
-	h.checkCounters()
 	more, err := h.svc.Sweep(t.Context())
 	if err != nil || !more {
 		t.Fatalf("got more %v and %v after the first of several sweeps", more, err)
@@ -561,7 +559,8 @@ func TestSweepIsBounded(t *testing.T) {
 	}
 	h.checkCounters()
 	h.Service.Advance(retention) // the first receipt, which is still valid, holds up no other for ever
-	h.sweep()
+	h.sweep() // the rest of the round that is under way
+	h.sweep() // and one from the beginning
 	h.checkCounters()
 	for _, table := range []string{"delivery_message", "delivery_receipt"} {
 		if n := h.Count(table); n != 0 {

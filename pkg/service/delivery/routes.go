@@ -36,18 +36,21 @@ func (s *Service) Enqueue(ctx context.Context, r *qpcpb.EnqueueRequest) (*qpcpb.
 	}
 	m.payloadHash = sha256.Sum256(r.Payload)
 	var stored outcome
-	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
+	proof := make(chan []byte, 1)
+	err = s.write(ctx, func(tx *store.Tx) error {
 		stored, err = s.enqueueTx(tx, m)
+		if err == nil {
+			// The proof is made while the commit waits for the disk. It leaves
+			// only when that has succeeded.
+			signed := stored
+			go func() { proof <- s.proofOf(m, signed) }() // ends by itself, in microseconds
+		}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("storing a message: %w", err)
 	}
-	return &qpcpb.EnqueueResponse{
-		Seq:           stored.seq,
-		DeliveryProof: s.proofOf(m, stored),
-		Duplicate:     stored.duplicate,
-	}, nil
+	return &qpcpb.EnqueueResponse{Seq: stored.seq, DeliveryProof: <-proof, Duplicate: stored.duplicate}, nil
 }
 
 // BatchEnqueue stores a message for each of up to 256 recipients. A recipient
@@ -71,7 +74,7 @@ func (s *Service) BatchEnqueue(ctx context.Context, r *qpcpb.BatchEnqueueRequest
 	} else {
 		for start := 0; start < len(messages); {
 			end := batchStep(messages, start)
-			err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
+			err = s.write(ctx, func(tx *store.Tx) error {
 				for i := start; i < end; i++ {
 					var err error
 					// A refusal comes before the first write for its recipient,
@@ -251,7 +254,7 @@ func (s *Service) Ack(ctx context.Context, r *qpcpb.AckRequest) (*qpcpb.AckRespo
 	if err != nil {
 		return nil, err
 	}
-	err = s.options.DB.Write(ctx, func(tx *store.Tx) error { return s.ackTx(tx, p, r.SeqUpTo) })
+	err = s.write(ctx, func(tx *store.Tx) error { return s.ackTx(tx, p, r.SeqUpTo) })
 	if err != nil {
 		return nil, fmt.Errorf("acknowledging messages: %w", err)
 	}

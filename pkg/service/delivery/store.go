@@ -15,17 +15,15 @@ import (
 const (
 	selectParty = `SELECT id FROM delivery_party WHERE identity_key = ?`
 	insertParty = `INSERT INTO delivery_party (identity_key) VALUES (?)`
-	selectQueue = `SELECT p.id, p.messages, p.bytes, p.arrivals, coalesce(q.id, 0), coalesce(q.last_seq, 0)
-		FROM delivery_party p LEFT JOIN delivery_queue q ON q.party_id = p.id AND q.channel = ? WHERE p.identity_key = ?`
+	selectQueue = `SELECT id, last_seq FROM delivery_queue WHERE party_id = ? AND channel = ?`
+	selectLoad  = `SELECT count(m.key), coalesce(sum(length(m.payload)), 0), coalesce(max(m.arrival), 0)
+		FROM delivery_queue q CROSS JOIN delivery_message m ON m.key BETWEEN q.id << 40 AND (q.id << 40 | 1099511627775) WHERE q.party_id = ?`
 	insertQueue   = `INSERT INTO delivery_queue (party_id, channel) VALUES (?, ?)`
 	updateLastSeq = `UPDATE delivery_queue SET last_seq = ? WHERE id = ?`
-	updateArrival = `UPDATE delivery_party SET messages = messages + 1, bytes = bytes + ?, arrivals = ? WHERE id = ?`
-	updateRemoval = `UPDATE delivery_party SET messages = messages - ?, bytes = bytes - ? WHERE id = ?`
 	deleteParty   = `DELETE FROM delivery_party WHERE id = ?`
 	selectQueues  = `SELECT id FROM delivery_queue WHERE party_id = ?`
 
 	insertMessage = `INSERT INTO delivery_message (key, payload, arrival, received_at, valid_until) VALUES (?, ?, ?, ?, ?)`
-	measureRange  = `SELECT count(*), coalesce(sum(length(payload)), 0) FROM delivery_message WHERE key BETWEEN ? AND ?`
 	deleteRange   = `DELETE FROM delivery_message WHERE key BETWEEN ? AND ?`
 
 	selectReceipt  = `SELECT seq, payload_hash FROM delivery_receipt WHERE message_id = ? AND sender_id = ? AND queue_id = ? AND valid_until > ?`
@@ -60,9 +58,8 @@ const (
 		FROM (SELECT m.key, m.received_at, q.channel, m.arrival` + fromAllQueues + `) p
 		CROSS JOIN delivery_message m ON m.key = p.key`
 
-	selectExpired = `SELECT m.key, length(m.payload), q.party_id FROM delivery_message m JOIN delivery_queue q ON q.id = m.key >> 40
-		WHERE m.valid_until <= ? ORDER BY m.valid_until LIMIT ?`
-	deleteMessage = `DELETE FROM delivery_message WHERE key = ?`
+	selectSlice   = `SELECT key, valid_until FROM delivery_message WHERE key > ? ORDER BY key LIMIT ?`
+	deleteExpired = `DELETE FROM delivery_message WHERE key = ? AND valid_until <= ?`
 	// Receipts expire in the order of their ids: looking at the oldest is
 	// enough.
 	trimReceipts = `DELETE FROM delivery_receipt WHERE id IN (SELECT id FROM delivery_receipt
@@ -88,35 +85,23 @@ type outcome struct {
 	payloadHash [32]byte // of the first message, when this one is a duplicate
 }
 
-// queue is the row of a queue with its party's counts.
+// queue is the row of a queue. Its id is 0 when there is none yet, and its
+// party's too.
 type queue struct {
-	party, messages, bytes, arrivals int64
-	id                               int64
-	lastSeq                          uint64
+	party, id int64
+	lastSeq   uint64
 }
 
-// queueTx finds a queue; its id is 0 when there is none yet, and its party's
-// too.
-func queueTx(tx *store.Tx, to address) (q queue, err error) {
-	err = tx.QueryRow(selectQueue, to.channel(), to.recipient).Scan(&q.party, &q.messages, &q.bytes, &q.arrivals, &q.id, &q.lastSeq)
+// queueTx finds a queue.
+func (s *Service) queueTx(tx *store.Tx, to address) (q queue, err error) {
+	if q.party, err = s.parties.id(tx, to.recipient, false); err != nil || q.party == 0 {
+		return q, err
+	}
+	err = tx.QueryRow(selectQueue, q.party, to.channel()).Scan(&q.id, &q.lastSeq)
 	if errors.Is(err, store.ErrNoRows) {
-		return queue{}, nil
+		err = nil
 	}
 	return q, err
-}
-
-// partyTx returns the id of an identity, making it when create is set; 0 means
-// that there is none.
-func partyTx(tx *store.Tx, identity rpc.IdentityKey, create bool) (id int64, err error) {
-	err = tx.QueryRow(selectParty, identity).Scan(&id)
-	if errors.Is(err, store.ErrNoRows) {
-		if !create {
-			return 0, nil
-		}
-		result, err := tx.Exec(insertParty, identity)
-		return result.LastInsertID, err
-	}
-	return id, err
 }
 
 // mayReachTx refuses a message that may not go to its address, and reports
@@ -144,14 +129,14 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	q, err := queueTx(tx, m.to)
+	q, err := s.queueTx(tx, m.to)
 	if err != nil {
 		return outcome{}, err
 	}
 	now := s.options.DB.ServiceTime()
 	var sender int64
 	if m.hasID {
-		if sender, err = partyTx(tx, m.sender, false); err != nil {
+		if sender, err = s.parties.id(tx, m.sender, false); err != nil {
 			return outcome{}, err
 		}
 		if sender != 0 && q.id != 0 {
@@ -174,7 +159,13 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 	}
 	// A full queue is full for a blocked sender too, who would notice else.
 	size := int64(len(m.payload))
-	if q.messages >= s.options.Limits.QueueMessages || q.bytes+size > s.options.Limits.QueueBytes {
+	var waiting load
+	if q.party != 0 {
+		if waiting, err = s.parties.load(tx, q.party); err != nil {
+			return outcome{}, err
+		}
+	}
+	if waiting.messages >= s.options.Limits.QueueMessages || waiting.bytes+size > s.options.Limits.QueueBytes {
 		return outcome{}, rpc.Errorf(qpcpb.CodeQueueFull, "the recipient's queue is full until they fetch their messages")
 	}
 	if q, err = s.openQueueTx(tx, q, m.to); err != nil {
@@ -189,7 +180,7 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 	}
 	if m.hasID {
 		if sender == 0 {
-			if sender, err = partyTx(tx, m.sender, true); err != nil {
+			if sender, err = s.parties.id(tx, m.sender, true); err != nil {
 				return outcome{}, err
 			}
 		}
@@ -203,12 +194,10 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 		return stored, nil
 	}
 	received := max(0, s.options.Now().Unix()) // a clock before 1970 has no place on the wire
-	if _, err := tx.Exec(insertMessage, messageKey(q.id, seq), m.payload, q.arrivals+1, received, now+m.validFor); err != nil {
+	if _, err := tx.Exec(insertMessage, messageKey(q.id, seq), m.payload, waiting.arrivals+1, received, now+m.validFor); err != nil {
 		return outcome{}, err
 	}
-	if _, err := tx.Exec(updateArrival, size, q.arrivals+1, q.party); err != nil {
-		return outcome{}, err
-	}
+	s.parties.setLoad(q.party, load{waiting.messages + 1, waiting.bytes + size, waiting.arrivals + 1})
 	tx.AfterCommit(func() {
 		s.announce(m.to.recipient, &qpcpb.Envelope{Seq: seq, Data: m.payload, ChannelId: m.to.channel(), ReceivedAt: uint64(received)})
 	})
@@ -218,7 +207,7 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 // openQueueTx makes the rows that a queue lacks.
 func (s *Service) openQueueTx(tx *store.Tx, q queue, to address) (queue, error) {
 	if q.party == 0 {
-		party, err := partyTx(tx, to.recipient, true)
+		party, err := s.parties.id(tx, to.recipient, true)
 		if err != nil {
 			return q, err
 		}
@@ -282,7 +271,7 @@ func (s *Service) measureTx(tx *store.Tx, p page) (count, bytes int, err error) 
 	if err := s.checkDeviceTx(tx, p); err != nil {
 		return 0, 0, err
 	}
-	party, err := partyTx(tx, p.identity, false)
+	party, err := s.parties.id(tx, p.identity, false)
 	if err != nil || party == 0 {
 		return 0, 0, err
 	}
@@ -308,7 +297,7 @@ func (s *Service) measureTx(tx *store.Tx, p page) (count, bytes int, err error) 
 // Both were measured before: what has been removed since makes room for other
 // messages, which may be larger.
 func (s *Service) readTx(tx *store.Tx, p page, count, bytes int) ([]*qpcpb.Envelope, []int64, error) {
-	party, err := partyTx(tx, p.identity, false)
+	party, err := s.parties.id(tx, p.identity, false)
 	if err != nil || party == 0 {
 		return nil, nil, err
 	}
@@ -368,7 +357,7 @@ func (s *Service) fetch(ctx context.Context, p page) (envelopes []*qpcpb.Envelop
 	if err != nil || count == 0 {
 		return nil, err
 	}
-	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
+	err = s.write(ctx, func(tx *store.Tx) error {
 		// A device that was revoked meanwhile must not get a cursor again.
 		if err := s.checkDeviceTx(tx, p); err != nil {
 			return err
@@ -382,7 +371,7 @@ func (s *Service) fetch(ctx context.Context, p page) (envelopes []*qpcpb.Envelop
 		for _, key := range keys {
 			last[key>>seqBits] = seqOf(key)
 		}
-		party, err := partyTx(tx, p.identity, false)
+		party, err := s.parties.id(tx, p.identity, false)
 		if err != nil {
 			return err
 		}
@@ -416,7 +405,7 @@ func (s *Service) ackTx(tx *store.Tx, p page, seq uint64) error {
 	}
 	to := address{recipient: p.identity, inChannel: len(p.channel) > 0}
 	copy(to.id[:], p.channel)
-	q, err := queueTx(tx, to)
+	q, err := s.queueTx(tx, to)
 	if err != nil || q.id == 0 {
 		return err
 	}
@@ -426,7 +415,7 @@ func (s *Service) ackTx(tx *store.Tx, p page, seq uint64) error {
 // ackQueueTx moves the cursor of one device, or removes for all.
 func (s *Service) ackQueueTx(tx *store.Tx, p page, party, queue int64, seq uint64) error {
 	if !p.hasDevice {
-		return removeTx(tx, party, queue, seq)
+		return s.removeTx(tx, party, queue, seq)
 	}
 	acked, err := cursorTx(tx, queue, p.device)
 	if err != nil {
@@ -463,20 +452,15 @@ func (s *Service) trimTx(tx *store.Tx, identity rpc.IdentityKey, party, queue in
 		}
 		all = min(all, acked)
 	}
-	return removeTx(tx, party, queue, all)
+	return s.removeTx(tx, party, queue, all)
 }
 
 // removeTx deletes the messages of a queue up to a seq.
-func removeTx(tx *store.Tx, party, queue int64, seq uint64) error {
-	first, last := messageKey(queue, 0), messageKey(queue, seq)
-	var count, bytes int64
-	if err := tx.QueryRow(measureRange, first, last).Scan(&count, &bytes); err != nil || count == 0 {
-		return err
+func (s *Service) removeTx(tx *store.Tx, party, queue int64, seq uint64) error {
+	result, err := tx.Exec(deleteRange, messageKey(queue, 0), messageKey(queue, seq))
+	if err == nil && result.RowsAffected > 0 {
+		s.parties.removed(party)
 	}
-	if _, err := tx.Exec(deleteRange, first, last); err != nil {
-		return err
-	}
-	_, err := tx.Exec(updateRemoval, count, bytes, party)
 	return err
 }
 
@@ -500,7 +484,7 @@ func queuesTx(tx *store.Tx, party int64) (queues []int64, err error) {
 // ForgetDeviceTx drops the cursors of a device that is no longer registered,
 // and what only it had left to acknowledge.
 func (s *Service) ForgetDeviceTx(tx *store.Tx, identity rpc.IdentityKey, device rpc.DeviceID) error {
-	party, err := partyTx(tx, identity, false)
+	party, err := s.parties.id(tx, identity, false)
 	if err != nil || party == 0 {
 		return err
 	}
@@ -521,7 +505,7 @@ func (s *Service) ForgetDeviceTx(tx *store.Tx, identity rpc.IdentityKey, device 
 
 // EraseTx removes an identity's queues, and what is known of its sending.
 func (s *Service) EraseTx(tx *store.Tx, identity rpc.IdentityKey) error {
-	party, err := partyTx(tx, identity, false)
+	party, err := s.parties.id(tx, identity, false)
 	if err != nil || party == 0 {
 		return err
 	}
@@ -537,47 +521,55 @@ func (s *Service) EraseTx(tx *store.Tx, identity rpc.IdentityKey) error {
 	if _, err := tx.Exec(deleteReceipts, party, party); err != nil {
 		return err
 	}
+	s.parties.erased(tx, identity, party)
 	_, err = tx.Exec(deleteParty, party) // queues and cursors go with it
 	return err
 }
 
-// sweepTx removes expired messages and receipts.
-func sweepTx(tx *store.Tx, now int64) (more bool, err error) {
-	rows, err := tx.Query(selectExpired, now, sweepRows)
-	if err != nil {
-		return false, err
-	}
-	defer rows.Close()
-	type removal struct{ messages, bytes int64 }
-	removed := make(map[int64]removal)
-	var keys []int64
-	for rows.Next() {
-		var key, size, party int64
-		if err := rows.Scan(&key, &size, &party); err != nil {
+// slice reads the next slice of all messages: the keys of those that have
+// expired, and where the next slice begins, 0 at the end.
+func (s *Service) slice(ctx context.Context, after, now int64) (expired []int64, next int64, err error) {
+	err = s.options.DB.Read(ctx, func(tx *store.Tx) error {
+		rows, err := tx.Query(selectSlice, after, sweepSlice)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		read := 0
+		for rows.Next() && len(expired) < sweepRows {
+			var key, until int64
+			if err := rows.Scan(&key, &until); err != nil {
+				return err
+			}
+			if until <= now {
+				expired = append(expired, key)
+			}
+			next = key
+			read++
+		}
+		if read < sweepSlice && len(expired) < sweepRows {
+			next = 0
+		}
+		return rows.Err()
+	})
+	return expired, next, err
+}
+
+// sweepTx removes expired messages and receipts, and reports whether there
+// may be more receipts.
+func (s *Service) sweepTx(tx *store.Tx, expired []int64, now int64) (more bool, err error) {
+	for _, key := range expired {
+		if _, err := tx.Exec(deleteExpired, key, now); err != nil {
 			return false, err
 		}
-		r := removed[party]
-		removed[party] = removal{r.messages + 1, r.bytes + size}
-		keys = append(keys, key)
 	}
-	if err := rows.Err(); err != nil {
-		return false, err
+	if len(expired) > 0 {
+		s.parties.failed() // whose they were is not worth looking up
 	}
-	for _, key := range keys {
-		if _, err := tx.Exec(deleteMessage, key); err != nil {
-			return false, err
-		}
-	}
-	for party, r := range removed {
-		if _, err := tx.Exec(updateRemoval, r.messages, r.bytes, party); err != nil {
-			return false, err
-		}
-	}
-	more = len(keys) == sweepRows
 	receipts, err := tx.Exec(sweepReceipts, sweepRows, now)
 	if err != nil {
 		return false, err
 	}
 	trimmed, err := tx.Exec(trimReceipts, maxReceipts, sweepRows)
-	return more || receipts.RowsAffected == sweepRows || trimmed.RowsAffected == sweepRows, err
+	return receipts.RowsAffected == sweepRows || trimmed.RowsAffected == sweepRows, err
 }

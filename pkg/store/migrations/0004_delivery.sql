@@ -1,10 +1,8 @@
--- Who sends and receives, with what waits for them now.
+-- Who sends and receives. What waits for somebody is counted when it is asked
+-- for, not here: a count would be one more page written with every message.
 CREATE TABLE delivery_party (
     id           INTEGER PRIMARY KEY,
-    identity_key BLOB    NOT NULL UNIQUE CHECK (length(identity_key) = 32),
-    messages     INTEGER NOT NULL DEFAULT 0 CHECK (messages >= 0),
-    bytes        INTEGER NOT NULL DEFAULT 0 CHECK (bytes >= 0),
-    arrivals     INTEGER NOT NULL DEFAULT 0 -- of all its queues together: their order
+    identity_key BLOB    NOT NULL UNIQUE CHECK (length(identity_key) = 32)
 ) STRICT;
 
 -- One queue for each (recipient, channel). The inbox has the empty channel.
@@ -18,15 +16,15 @@ CREATE TABLE delivery_queue (
 
 -- key = queue id << 40 | seq: messages of a queue lie together and in order,
 -- so that a fetch reads, and an acknowledgement frees, neighbouring pages, and
--- storing one touches no second B-tree for its place in the queue.
+-- storing one touches no second B-tree. For the same reason there is no index
+-- by time: the sweep walks the table.
 CREATE TABLE delivery_message (
     key         INTEGER PRIMARY KEY,
-    arrival     INTEGER NOT NULL,
+    arrival     INTEGER NOT NULL, -- its place among all messages of its recipient
     received_at INTEGER NOT NULL,
     valid_until INTEGER NOT NULL,
     payload     BLOB    NOT NULL -- last: what stands before it is read without its pages
 ) STRICT;
-CREATE INDEX delivery_message_valid_until ON delivery_message (valid_until);
 
 -- What a repeated Enqueue is answered with. Rows are added in the order in
 -- which they expire, so that sweeping needs no index of its own; a deleted

@@ -1,0 +1,124 @@
+package delivery
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/quicprochat/qpcd/pkg/rpc"
+	"github.com/quicprochat/qpcd/pkg/store"
+)
+
+// maxParties bounds what is remembered of parties, at about 150 bytes each.
+// Forgetting one costs the next message to it a look into the database.
+const maxParties = 4096
+
+// parties remembers, for the writer, which row an identity has and what waits
+// for it. Counting in rows instead would cost each message a written page of
+// flash. What is remembered follows the transaction that runs: a removal
+// forgets the count, and when a transaction fails, every count is forgotten,
+// because it may contain what was undone.
+type parties struct {
+	mu    sync.Mutex
+	ids   map[rpc.IdentityKey]int64
+	loads map[int64]load // by id of the party
+}
+
+// load is what waits for one recipient.
+type load struct {
+	messages, bytes int64
+	// arrivals is the number of the last message to arrive: their order over
+	// all queues of the recipient.
+	arrivals int64
+}
+
+func newParties() *parties {
+	return &parties{ids: make(map[rpc.IdentityKey]int64), loads: make(map[int64]load)}
+}
+
+// id returns the id of an identity, making the row when create is set; 0 means
+// that there is none. An id is remembered once its row is committed.
+func (p *parties) id(tx *store.Tx, identity rpc.IdentityKey, create bool) (id int64, err error) {
+	p.mu.Lock()
+	id, known := p.ids[identity]
+	p.mu.Unlock()
+	if known {
+		return id, nil
+	}
+	err = tx.QueryRow(selectParty, identity).Scan(&id)
+	if errors.Is(err, store.ErrNoRows) {
+		if !create {
+			return 0, nil
+		}
+		var result store.Result
+		result, err = tx.Exec(insertParty, identity)
+		id = result.LastInsertID
+	}
+	if err != nil {
+		return 0, err
+	}
+	tx.AfterCommit(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		makeRoom(p.ids)
+		p.ids[identity] = id
+	})
+	return id, nil
+}
+
+// load returns what waits for a party.
+func (p *parties) load(tx *store.Tx, id int64) (load, error) {
+	p.mu.Lock()
+	l, known := p.loads[id]
+	p.mu.Unlock()
+	if known {
+		return l, nil
+	}
+	err := tx.QueryRow(selectLoad, id).Scan(&l.messages, &l.bytes, &l.arrivals)
+	return l, err
+}
+
+// setLoad notes what waits for a party after the message just stored.
+func (p *parties) setLoad(id int64, l load) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	makeRoom(p.loads)
+	p.loads[id] = l
+}
+
+// removed forgets the count of a party that has fewer messages now.
+func (p *parties) removed(id int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.loads, id)
+}
+
+// failed forgets all counts, since a transaction has failed.
+func (p *parties) failed() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.loads)
+}
+
+// erased forgets a party whose row this transaction removes: at once for the
+// rest of the transaction, and again at its end for those who looked before.
+func (p *parties) erased(tx *store.Tx, identity rpc.IdentityKey, id int64) {
+	forget := func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.ids, identity)
+		delete(p.loads, id)
+	}
+	forget()
+	tx.AfterCommit(forget)
+}
+
+// makeRoom forgets an arbitrary entry of a full map.
+func makeRoom[K comparable, V any](m map[K]V) {
+	if len(m) < maxParties {
+		return
+	}
+	for key := range m {
+		delete(m, key)
+		return
+	}
+}
