@@ -133,7 +133,7 @@ type Service struct {
 	parties *parties
 
 	sweeping sync.Mutex
-	sweptTo  int64 // the key up to which this round has looked
+	sweptTo  int64 // the id up to which this round has looked
 	slices   int   // how many in one go
 }
 
@@ -213,33 +213,6 @@ func (s *Service) announce(recipient rpc.IdentityKey, envelope *qpcpb.Envelope) 
 		event.Envelope = envelope
 	}
 	s.options.Push.Send(recipient, push.Event{Kind: qpcpb.EventMessageAvailable, Message: event})
-}
-
-// Sweep removes a bounded number of messages and receipts whose time is over,
-// and reports whether there may be more. One call looks at a slice of the
-// messages; a round over all of them takes as many as it needs, and no more
-// than a few in one go.
-func (s *Service) Sweep(ctx context.Context) (more bool, err error) {
-	s.sweeping.Lock()
-	defer s.sweeping.Unlock()
-	now := s.options.DB.ServiceTime()
-	expired, next, err := s.slice(ctx, s.sweptTo, now)
-	if err != nil {
-		return false, err
-	}
-	err = s.write(ctx, func(tx *store.Tx) error {
-		more, err = s.sweepTx(tx, expired, now)
-		return err
-	})
-	if err != nil {
-		return false, err
-	}
-	s.sweptTo = next
-	if s.slices++; next == 0 || s.slices == sweepSlices {
-		s.slices = 0
-		return more, nil
-	}
-	return true, nil
 }
 
 // write runs a transaction of this domain. When it fails, counts that were

@@ -541,7 +541,7 @@ func TestSweepIsBounded(t *testing.T) {
 	alice.sends("bob", "first", id("0"))
 	h.Write(func(tx *store.Tx) error {
 		for i := range 1199 {
-			if _, err := tx.Exec("INSERT INTO delivery_message (key, payload, arrival, received_at, valid_until) VALUES ((SELECT id FROM delivery_queue) << 40 | ?, ?, ?, 0, 0)", i+2, []byte("xy"), i+2); err != nil {
+			if _, err := tx.Exec("INSERT INTO delivery_message (id, bucket, queue_id, seq, received_at, valid_until, payload) VALUES (?1, ?1 >> 8, (SELECT id FROM delivery_queue), ?1, 0, 0, ?2)", i+2, []byte("xy")); err != nil {
 				return err
 			}
 			if _, err := tx.Exec("INSERT INTO delivery_receipt (message_id, sender_id, queue_id, seq, payload_hash, valid_until) VALUES (?, 99, 99, 1, ?, 0)", messageID(fmt.Sprint(i)), make([]byte, 32)); err != nil {
@@ -559,8 +559,8 @@ func TestSweepIsBounded(t *testing.T) {
 	}
 	h.checkCounters()
 	h.Service.Advance(retention) // the first receipt, which is still valid, holds up no other for ever
-	h.sweep() // the rest of the round that is under way
-	h.sweep() // and one from the beginning
+	h.sweep()                    // the rest of the round that is under way
+	h.sweep()                    // and one from the beginning
 	h.checkCounters()
 	for _, table := range []string{"delivery_message", "delivery_receipt"} {
 		if n := h.Count(table); n != 0 {

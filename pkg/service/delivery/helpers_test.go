@@ -163,8 +163,8 @@ func (h *house) sweep() {
 func (h *house) checkCounters() {
 	h.t.Helper()
 	err := h.DB.Read(h.t.Context(), func(tx *store.Tx) error {
-		rows, err := tx.Query(`SELECT p.id, count(m.key), coalesce(sum(length(m.payload)), 0) FROM delivery_party p
-			LEFT JOIN delivery_queue q ON q.party_id = p.id LEFT JOIN delivery_message m ON m.key BETWEEN q.id << 40 AND (q.id << 40 | 1099511627775) GROUP BY p.id`)
+		rows, err := tx.Query(`SELECT p.id, count(m.id), coalesce(sum(length(m.payload)), 0) FROM delivery_party p
+			LEFT JOIN delivery_queue q ON q.party_id = p.id LEFT JOIN delivery_message m ON m.queue_id = q.id AND m.seq > q.acked_seq GROUP BY p.id`)
 		if err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func (h *house) checkCounters() {
 			}
 		}
 		var orphans int
-		if err := tx.QueryRow(`SELECT count(*) FROM delivery_message WHERE key >> 40 NOT IN (SELECT id FROM delivery_queue)`).Scan(&orphans); err != nil || orphans != 0 {
+		if err := tx.QueryRow(`SELECT count(*) FROM delivery_message WHERE queue_id NOT IN (SELECT id FROM delivery_queue)`).Scan(&orphans); err != nil || orphans != 0 {
 			return fmt.Errorf("%d messages belong to no queue (%v)", orphans, err)
 		}
 		return rows.Err()

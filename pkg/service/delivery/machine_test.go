@@ -236,7 +236,7 @@ func TestQueuesAgainstModel(t *testing.T) {
 				h.checkCounters()
 				held := 0
 				err := h.DB.Read(h.t.Context(), func(tx *store.Tx) error {
-					return tx.QueryRow("SELECT count(*) FROM delivery_message m JOIN delivery_queue q ON q.id = m.key >> 40 JOIN delivery_party p ON p.id = q.party_id WHERE p.identity_key = ?", servicetest.Key(me)).Scan(&held)
+					return tx.QueryRow("SELECT count(*) FROM delivery_message m JOIN delivery_queue q ON q.id = m.queue_id AND m.seq > q.acked_seq JOIN delivery_party p ON p.id = q.party_id WHERE p.identity_key = ?", servicetest.Key(me)).Scan(&held)
 				})
 				if err != nil {
 					t.Fatal(err)

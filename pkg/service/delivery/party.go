@@ -21,15 +21,16 @@ type parties struct {
 	mu    sync.Mutex
 	ids   map[rpc.IdentityKey]int64
 	loads map[int64]load // by id of the party
+	last  int64          // the newest id of the log, 0 when it must be looked up
 }
 
 // load is what waits for one recipient.
-type load struct {
-	messages, bytes int64
-	// arrivals is the number of the last message to arrive: their order over
-	// all queues of the recipient.
-	arrivals int64
-}
+type load struct{ messages, bytes int64 }
+
+// A bucket is 256 messages of the log that arrived one after the other.
+const bucketBits = 8
+
+func bucketOf(id int64) int64 { return id >> bucketBits }
 
 func newParties() *parties {
 	return &parties{ids: make(map[rpc.IdentityKey]int64), loads: make(map[int64]load)}
@@ -66,15 +67,57 @@ func (p *parties) id(tx *store.Tx, identity rpc.IdentityKey, create bool) (id in
 }
 
 // load returns what waits for a party.
-func (p *parties) load(tx *store.Tx, id int64) (load, error) {
+func (p *parties) load(tx *store.Tx, id int64) (total load, err error) {
 	p.mu.Lock()
 	l, known := p.loads[id]
 	p.mu.Unlock()
 	if known {
 		return l, nil
 	}
-	err := tx.QueryRow(selectLoad, id).Scan(&l.messages, &l.bytes, &l.arrivals)
-	return l, err
+	queues, err := queuesTx(tx, selectLive, id)
+	if err != nil {
+		return load{}, err
+	}
+	for _, q := range queues {
+		var l load
+		if err := tx.QueryRow(selectWeight, q.id, q.firstBucket, q.ackedSeq).Scan(&l.messages, &l.bytes); err != nil {
+			return load{}, err
+		}
+		total.messages += l.messages
+		total.bytes += l.bytes
+	}
+	return total, nil
+}
+
+// lastID returns the newest id that the log has ever given out.
+func (p *parties) lastID(tx *store.Tx) (id int64, err error) {
+	p.mu.Lock()
+	id = p.last
+	p.mu.Unlock()
+	if id != 0 {
+		return id, nil
+	}
+	if err := tx.QueryRow(selectLastID).Scan(&id); err != nil {
+		return 0, err
+	}
+	p.setLast(id)
+	return id, nil
+}
+
+func (p *parties) setLast(id int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = id
+}
+
+// nextID gives out the next id of the log.
+func (p *parties) nextID(tx *store.Tx) (int64, error) {
+	id, err := p.lastID(tx)
+	if err != nil {
+		return 0, err
+	}
+	p.setLast(id + 1)
+	return id + 1, nil
 }
 
 // setLoad notes what waits for a party after the message just stored.
@@ -85,14 +128,22 @@ func (p *parties) setLoad(id int64, l load) {
 	p.loads[id] = l
 }
 
-// removed forgets the count of a party that has fewer messages now.
-func (p *parties) removed(id int64) {
+// released forgets the count of a party that has fewer messages now.
+func (p *parties) released(id int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.loads, id)
 }
 
-// failed forgets all counts, since a transaction has failed.
+// swept forgets all counts: some parties may have fewer messages now.
+func (p *parties) swept() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.loads)
+}
+
+// failed forgets all counts, since a transaction has failed. The ids that it
+// gave out are left out of the log, which does not mind.
 func (p *parties) failed() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -30,16 +30,8 @@ func (a address) channel() []byte {
 	return []byte{}
 }
 
-// A message's key is its queue's id and its seq: 23 and 40 bits. A queue that
-// gets a message every millisecond lasts for 34 years.
-const (
-	seqBits = 40
-	maxSeq  = 1<<seqBits - 1
-)
-
-func messageKey(queue int64, seq uint64) int64 { return queue<<seqBits | int64(seq) }
-
-func seqOf(key int64) uint64 { return uint64(key) & maxSeq }
+// maxSeq is the largest sequence number, that of SQLite's integers.
+const maxSeq = 1<<63 - 1
 
 // checkSize refuses a payload that its Envelope would carry past a frame.
 func checkSize(payload []byte, most int) error {
@@ -69,15 +61,15 @@ func batchStep(messages []message, start int) (end int) {
 	return end
 }
 
-// fits returns how many of the payload sizes fit one answer: at least the
-// first, and as many more as stay below the page's bytes.
-func fits(sizes []int) (count, bytes int) {
-	for i, size := range sizes {
-		size += envelopeOverhead
+// fits returns how many of the messages fit one answer: at least the first,
+// and as many more as stay below the page's bytes.
+func fits(places []place) (count, bytes int) {
+	for i, at := range places {
+		size := at.size + envelopeOverhead
 		if i > 0 && bytes+size > maxPageBytes {
 			return i, bytes
 		}
 		bytes += size
 	}
-	return len(sizes), bytes
+	return len(places), bytes
 }

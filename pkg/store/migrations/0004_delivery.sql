@@ -7,24 +7,32 @@ CREATE TABLE delivery_party (
 
 -- One queue for each (recipient, channel). The inbox has the empty channel.
 CREATE TABLE delivery_queue (
-    id       INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 8388607),
-    party_id INTEGER NOT NULL REFERENCES delivery_party (id) ON DELETE CASCADE,
-    channel  BLOB    NOT NULL CHECK (length(channel) IN (0, 16)),
-    last_seq INTEGER NOT NULL DEFAULT 0, -- rises for ever, also when the queue is empty
+    id           INTEGER PRIMARY KEY,
+    party_id     INTEGER NOT NULL REFERENCES delivery_party (id) ON DELETE CASCADE,
+    channel      BLOB    NOT NULL CHECK (length(channel) IN (0, 16)),
+    last_seq     INTEGER NOT NULL DEFAULT 0, -- rises for ever, also when the queue is empty
+    acked_seq    INTEGER NOT NULL DEFAULT 0, -- up to here nobody wants it any more
+    first_bucket INTEGER NOT NULL DEFAULT 0, -- what is above acked_seq lies in no bucket before
     UNIQUE (party_id, channel)
 ) STRICT;
 
--- key = queue id << 40 | seq: messages of a queue lie together and in order,
--- so that a fetch reads, and an acknowledgement frees, neighbouring pages, and
--- storing one touches no second B-tree. For the same reason there is no index
--- by time: the sweep walks the table.
+-- A log in the order of arrival: new messages of all queues share its last
+-- page, and an acknowledgement only moves acked_seq; the sweep removes what is
+-- done with in the order of the log. That is what flash likes: a page is
+-- written when it fills and when it is freed, not for every queue that has a
+-- message on it.
 CREATE TABLE delivery_message (
-    key         INTEGER PRIMARY KEY,
-    arrival     INTEGER NOT NULL, -- its place among all messages of its recipient
+    id          INTEGER PRIMARY KEY,
+    bucket      INTEGER NOT NULL, -- id / 256
+    queue_id    INTEGER NOT NULL,
+    seq         INTEGER NOT NULL,
     received_at INTEGER NOT NULL,
     valid_until INTEGER NOT NULL,
     payload     BLOB    NOT NULL -- last: what stands before it is read without its pages
 ) STRICT;
+-- A queue's messages are found bucket by bucket. The bucket comes first so that
+-- the entries of all queues' newest messages lie on one page.
+CREATE UNIQUE INDEX delivery_message_place ON delivery_message (bucket, queue_id, seq);
 
 -- What a repeated Enqueue is answered with. Rows are added in the order in
 -- which they expire, so that sweeping needs no index of its own; a deleted

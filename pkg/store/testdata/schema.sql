@@ -5,9 +5,10 @@ CREATE TABLE auth_session ( token_hash BLOB PRIMARY KEY CHECK (length(token_hash
 CREATE INDEX auth_session_account ON auth_session (account_id);
 CREATE INDEX auth_session_valid_until ON auth_session (valid_until);
 CREATE TABLE delivery_cursor ( queue_id INTEGER NOT NULL REFERENCES delivery_queue (id) ON DELETE CASCADE, device_id BLOB NOT NULL CHECK (length(device_id) = 16), acked_seq INTEGER NOT NULL, PRIMARY KEY (queue_id, device_id) ) STRICT, WITHOUT ROWID;
-CREATE TABLE delivery_message ( key INTEGER PRIMARY KEY, arrival INTEGER NOT NULL, received_at INTEGER NOT NULL, valid_until INTEGER NOT NULL, payload BLOB NOT NULL ) STRICT;
+CREATE TABLE delivery_message ( id INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, queue_id INTEGER NOT NULL, seq INTEGER NOT NULL, received_at INTEGER NOT NULL, valid_until INTEGER NOT NULL, payload BLOB NOT NULL ) STRICT;
+CREATE UNIQUE INDEX delivery_message_place ON delivery_message (bucket, queue_id, seq);
 CREATE TABLE delivery_party ( id INTEGER PRIMARY KEY, identity_key BLOB NOT NULL UNIQUE CHECK (length(identity_key) = 32) ) STRICT;
-CREATE TABLE delivery_queue ( id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 8388607), party_id INTEGER NOT NULL REFERENCES delivery_party (id) ON DELETE CASCADE, channel BLOB NOT NULL CHECK (length(channel) IN (0, 16)), last_seq INTEGER NOT NULL DEFAULT 0, UNIQUE (party_id, channel) ) STRICT;
+CREATE TABLE delivery_queue ( id INTEGER PRIMARY KEY, party_id INTEGER NOT NULL REFERENCES delivery_party (id) ON DELETE CASCADE, channel BLOB NOT NULL CHECK (length(channel) IN (0, 16)), last_seq INTEGER NOT NULL DEFAULT 0, acked_seq INTEGER NOT NULL DEFAULT 0, first_bucket INTEGER NOT NULL DEFAULT 0, UNIQUE (party_id, channel) ) STRICT;
 CREATE TABLE delivery_receipt ( id INTEGER PRIMARY KEY, message_id BLOB NOT NULL CHECK (length(message_id) = 16), sender_id INTEGER NOT NULL, queue_id INTEGER NOT NULL, seq INTEGER NOT NULL, payload_hash BLOB NOT NULL CHECK (length(payload_hash) = 32), valid_until INTEGER NOT NULL, UNIQUE (message_id, sender_id, queue_id) ) STRICT;
 CREATE TABLE device_device ( identity_key BLOB NOT NULL CHECK (length(identity_key) = 32), device_id BLOB NOT NULL CHECK (length(device_id) = 16), name TEXT NOT NULL, registered_at INTEGER NOT NULL, last_seen_at INTEGER NOT NULL, PRIMARY KEY (identity_key, device_id) ) STRICT, WITHOUT ROWID;
 CREATE TABLE directory_block ( blocker_key BLOB NOT NULL CHECK (length(blocker_key) = 32), blocked_key BLOB NOT NULL CHECK (length(blocked_key) = 32), PRIMARY KEY (blocker_key, blocked_key) ) STRICT, WITHOUT ROWID;
