@@ -15,7 +15,7 @@ help: ## show this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/qpcd and bin/qpc for this machine, static
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./cmd/qpcd ./cmd/qpc
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o bin/ ./cmd/qpcd ./cmd/qpc
 
 demo: build ## start a server and let two people chat, in seconds
 	@sh scripts/demo.sh

@@ -9,6 +9,8 @@ need shellcheck shellcheck
 need sqlite3 sqlite3
 need strace strace
 need tmux tmux
+need node nodejs
+need npm npm
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 	echo "setup: not installed, so that some tests skip:$missing" >&2

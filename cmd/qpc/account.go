@@ -152,7 +152,7 @@ func (cmd *logoutCmd) Run(ctx context.Context, a *app) error {
 }
 
 type passwdCmd struct {
-	NewPasswordFile string `placeholder:"FILE" type:"path" help:"Read the new password from the first line of a file."`
+	NewPasswordFile string `placeholder:"FILE" help:"Read the new password from the first line of a file."`
 }
 
 func (cmd *passwdCmd) Run(ctx context.Context, a *app) error {

@@ -81,6 +81,7 @@ func (cmd *chatCmd) byLine(ctx context.Context, a *app, s *session) error {
 	if err := c.meet(ctx); err != nil {
 		return err
 	}
+	c.tracker.name = c.peer.Name
 	if err := c.catchUp(ctx); err != nil {
 		return err
 	}
@@ -124,18 +125,19 @@ func (cmd *chatCmd) byLine(ctx context.Context, a *app, s *session) error {
 // meet finds the peer, taking events meanwhile.
 func (c *lineChat) meet(ctx context.Context) error {
 	for {
-		peer, err := c.session.FindContact(ctx, c.cmd.Name)
-		if !errors.Is(err, client.ErrOffline) {
-			c.peer = peer
-			return err
+		if c.tracker.tried { // so that the server, if it is there, was asked
+			peer, err := c.session.FindContact(ctx, c.cmd.Name)
+			if !errors.Is(err, client.ErrOffline) {
+				c.peer = peer
+				return err
+			}
 		}
 		select {
 		case e, ok := <-c.events:
 			if !ok {
 				return c.session.err()
 			}
-			// A peer whom this machine does not know has written nothing
-			// that could be shown here.
+			// What the peer writes meanwhile is stored, and shown by catchUp.
 			c.note(e)
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -150,7 +152,7 @@ func (c *lineChat) note(e client.Event) {
 	switch {
 	case e.Kind == client.EventCaughtUp:
 		c.caughtUp = true
-	case e.Kind == client.EventMessage && e.Peer != c.peer.Identity:
+	case e.Kind == client.EventMessage && c.peer.Name != "" && e.Peer != c.peer.Identity:
 		c.app.note("%s has written to you", displayName(e.PeerName, e.Peer))
 	}
 }
@@ -160,7 +162,8 @@ func (c *lineChat) see(ctx context.Context, e client.Event) error {
 		return c.show(ctx, []client.Message{e.Message})
 	}
 	c.note(e)
-	return nil
+	c.tracker.check(ctx, e)
+	return c.tracker.fatal
 }
 
 // catchUp shows what is on this machine and was not shown yet.

@@ -77,9 +77,6 @@ func (l *ledger) settle(w client.Writing) error {
 	return nil
 }
 
-// isOpen reports whether a text of a peer was shown in part.
-func (l *ledger) isOpen(peer rpc.IdentityKey) bool { return l.shown.Of(peer).Open }
-
 // anyOpen reports whether a text of any of the peers was shown in part; nil is
 // of all.
 func (l *ledger) anyOpen(peer *rpc.IdentityKey) bool {

@@ -31,11 +31,11 @@ const defaultServer = "127.0.0.1:5001"
 // are for: the account, people, messages, the rest.
 type cli struct {
 	Server       string      `env:"QPC_SERVER" placeholder:"HOST:PORT" help:"The server. An account remembers its own; for a new one it is 127.0.0.1:5001 unless given."`
-	CACert       string      `name:"ca-cert" env:"QPC_CA_CERT" placeholder:"FILE" type:"path" help:"Trust exactly this certificate instead of the key pinned at the first meeting."`
+	CACert       string      `name:"ca-cert" env:"QPC_CA_CERT" placeholder:"FILE" help:"Trust exactly this certificate instead of the key pinned at the first meeting."`
 	ServerName   string      `env:"QPC_SERVER_NAME" placeholder:"NAME" help:"The name to ask the server for, and to check against a certificate authority given by --ca-cert."`
 	Profile      string      `env:"QPC_PROFILE" placeholder:"NAME" help:"The account to act as. Otherwise the only one, or the one registered or logged in last."`
-	Home         string      `env:"QPC_HOME" placeholder:"DIR" type:"path" help:"Where accounts are kept, ~/.local/share/qpc unless given."`
-	PasswordFile string      `env:"QPC_PASSWORD_FILE" placeholder:"FILE" type:"path" help:"Read the password from the first line of a file instead of the terminal."`
+	Home         string      `env:"QPC_HOME" placeholder:"DIR" help:"Where accounts are kept, ~/.local/share/qpc unless given."`
+	PasswordFile string      `env:"QPC_PASSWORD_FILE" placeholder:"FILE" help:"Read the password from the first line of a file instead of the terminal."`
 	LogLevel     slog.Level  `default:"warn" placeholder:"LEVEL" help:"The least important lines logged on standard error: debug, info, warn or error (${default})."`
 	Version      versionFlag `help:"Print the version."`
 

@@ -22,8 +22,11 @@ type tracker struct {
 	mu      sync.Mutex
 	pending map[uint64]bool // numbers of messages that are not sent yet
 	sent    int
-	failed  error
+	failed  error // what the server refused for good
+	fatal   error // ends everything
 	online  bool
+	tried   bool   // a first attempt to connect is over
+	name    string // whom it sends to, once found
 	ended   bool
 	changed chan struct{} // closed and replaced at every change
 }
@@ -45,6 +48,7 @@ func (t *tracker) see(e client.Event) {
 	switch e.Kind {
 	case client.EventConnection:
 		t.online = e.Connection == client.Connected
+		t.tried = t.tried || e.Connection != client.Connecting
 		t.wake()
 	case client.EventStatus:
 		if !t.pending[e.Message.No] || e.Message.Status == client.StatusQueued {
@@ -56,6 +60,23 @@ func (t *tracker) see(e client.Event) {
 			t.failed = errors.Join(t.failed, fmt.Errorf("not sent: %s", e.Message.Problem))
 		}
 		t.wake()
+	}
+}
+
+// check asks, whenever the connection is there again, whether the peer still
+// has the key known here. If not, sending ends.
+func (t *tracker) check(ctx context.Context, e client.Event) {
+	t.mu.Lock()
+	name := t.name
+	t.mu.Unlock()
+	if name == "" || e.Kind != client.EventConnection || e.Connection != client.Connected {
+		return
+	}
+	if _, err := t.session.FindContact(ctx, name); isType[*client.ErrIdentityChanged](err) {
+		t.mu.Lock()
+		t.fatal = err
+		t.wake()
+		t.mu.Unlock()
 	}
 }
 
@@ -72,9 +93,11 @@ func (t *tracker) end() {
 func (t *tracker) until(ctx context.Context, done func() bool) error {
 	for {
 		t.mu.Lock()
-		ok, ended, changed := done(), t.ended, t.changed
+		ok, ended, fatal, changed := done(), t.ended, t.fatal, t.changed
 		t.mu.Unlock()
 		switch {
+		case fatal != nil:
+			return fatal
 		case ok:
 			return nil
 		case ended:
@@ -91,9 +114,18 @@ func (t *tracker) until(ctx context.Context, done func() bool) error {
 	}
 }
 
-// find returns the contact of a name, waiting for the server when it is not
-// known yet.
+// find returns the contact of a name. When the server can be reached, it says
+// whether the name still has the key that is known here; when the name is not
+// known, it is waited for.
 func (t *tracker) find(ctx context.Context, name string) (client.Contact, error) {
+	if err := t.until(ctx, func() bool { return t.tried }); err != nil {
+		return client.Contact{}, err
+	}
+	defer func() {
+		t.mu.Lock()
+		t.name = name
+		t.mu.Unlock()
+	}()
 	for {
 		peer, err := t.session.FindContact(ctx, name)
 		if !errors.Is(err, client.ErrOffline) {

@@ -66,7 +66,7 @@ func (cmd *sendCmd) Run(ctx context.Context, a *app) error {
 		defer cancel()
 	}
 	t := newTracker(s)
-	done := t.follow(s.start(context.WithoutCancel(ctx)))
+	done := t.follow(ctx, s.start(context.WithoutCancel(ctx)))
 	defer func() { s.cancel(); <-done }()
 	peer, err := t.find(bounded, cmd.Name)
 	if err != nil {
@@ -92,7 +92,7 @@ func (cmd *sendCmd) Run(ctx context.Context, a *app) error {
 }
 
 // follow takes the events of a session that only sends.
-func (t *tracker) follow(events <-chan client.Event) (done <-chan struct{}) {
+func (t *tracker) follow(ctx context.Context, events <-chan client.Event) (done <-chan struct{}) {
 	ended := make(chan struct{})
 	watch := watcher{app: t.session.app}
 	go func() {
@@ -100,6 +100,7 @@ func (t *tracker) follow(events <-chan client.Event) (done <-chan struct{}) {
 		for e := range events {
 			watch.see(e)
 			t.see(e)
+			t.check(ctx, e)
 		}
 		t.end()
 	}()

@@ -2,8 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -241,16 +239,4 @@ func (c *Client) SetVerified(ctx context.Context, identity rpc.IdentityKey, veri
 // compare.
 func (c *Client) SafetyNumber(peer rpc.IdentityKey) string {
 	return e2ee.SafetyNumber(c.self.Key(), e2ee.IdentityKey(peer))
-}
-
-// errNotContact reports a peer id that is no key.
-var errNotContact = errors.New("not an identity key")
-
-// parseIdentity reads a key in hexadecimal, from a key of the store.
-func parseIdentity(s string) (key rpc.IdentityKey, err error) {
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(key) {
-		return key, errNotContact
-	}
-	return rpc.IdentityKey(b), nil
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/quicprochat/qpcd/internal/interop/outside"
 	"github.com/quicprochat/qpcd/pkg/e2ee"
 )
 
@@ -31,19 +32,8 @@ type tsAnswer struct {
 
 func newTSPeer(t *testing.T) *tsPeer {
 	t.Helper()
-	node, err := exec.LookPath("node")
-	if err != nil {
-		t.Skip("node is not installed")
-	}
-	modules := os.Getenv("QPC_TSMLS_NODE_MODULES")
-	if modules == "" {
-		modules = filepath.Join("testdata", "tsmls", "node_modules")
-	}
-	if _, err := os.Stat(filepath.Join(modules, "ts-mls")); err != nil {
-		t.Skip("ts-mls is not installed: run npm ci in pkg/e2ee/testdata/tsmls")
-	}
-	modules, err = filepath.Abs(modules)
-	must(t, err)
+	node := outside.Program(t, "node", "nodejs")
+	modules := outside.Modules(t, filepath.Join("testdata", "tsmls"))
 	// node looks for modules beside the script, so the two meet in a folder.
 	folder := t.TempDir()
 	must(t, os.Symlink(modules, filepath.Join(folder, "node_modules")))

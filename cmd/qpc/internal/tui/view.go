@@ -49,7 +49,7 @@ func (m *model) resize(width, height int) {
 	}
 	m.scroll.SetWidth(m.width)
 	m.scroll.SetHeight(m.height - footer)
-	m.input.SetWidth(m.width - ansi.StringWidth(m.input.Prompt) - 1)
+	m.input.SetWidth(m.width - ansi.StringWidthWc(m.input.Prompt) - 1)
 	m.dirty = true
 }
 
@@ -113,7 +113,7 @@ func at(message client.Message) time.Time {
 // rule draws a line with a word in it.
 func (m *model) rule(word string) string {
 	left := "── " + word + " "
-	return m.text.faint.Render(left + strings.Repeat("─", max(0, m.width-ansi.StringWidth(left))))
+	return m.text.faint.Render(left + strings.Repeat("─", max(0, m.width-ansi.StringWidthWc(left))))
 }
 
 // lines lays out one item.
@@ -131,11 +131,11 @@ func (m *model) lines(i int) []string {
 		who, style = m.o.Me, m.text.me
 	}
 	clock := at(it.message).Format("15:04") + " "
-	indent := ansi.StringWidth(clock + who + "  ")
+	indent := ansi.StringWidthWc(clock + who + "  ")
 	prefix := m.text.faint.Render(clock) + style.Render(who) + "  "
 	var out []string
 	if indent > m.width/2 { // a long name on a narrow screen has a line of its own
-		out, indent = []string{ansi.Truncate(prefix, m.width, "…")}, 2
+		out, indent = []string{ansi.TruncateWc(prefix, m.width, "…")}, 2
 		prefix = ""
 	}
 	body, mark := clean(strings.TrimSuffix(words(it.message), "\n")), m.tick(it.message)
@@ -205,9 +205,11 @@ func clean(s string) string {
 	}, s)
 }
 
-// wrap breaks a text into lines of at most width cells.
+// wrap breaks a text into lines of at most width cells. It counts cells as
+// terminals do that draw each part of a joined emoji: on one that joins them a
+// line is a little short, which is better than cut off.
 func wrap(s string, width int) []string {
-	return strings.Split(ansi.Wrap(s, max(width, 1), ""), "\n")
+	return strings.Split(ansi.WrapWc(s, max(width, 1), ""), "\n")
 }
 
 func each(lines []string, style lipgloss.Style) []string {
@@ -245,6 +247,6 @@ func (m *model) statusLine() string {
 		parts = append(parts, m.why)
 	}
 	line := " " + clean(strings.ReplaceAll(strings.Join(parts, " │ "), "\n", " "))
-	line = ansi.Truncate(line, m.width, "…")
-	return m.text.bar.Render(line + strings.Repeat(" ", max(0, m.width-ansi.StringWidth(line))))
+	line = ansi.TruncateWc(line, m.width, "…")
+	return m.text.bar.Render(line + strings.Repeat(" ", max(0, m.width-ansi.StringWidthWc(line))))
 }
