@@ -14,9 +14,11 @@
 //   - A blocked sender cannot tell: the answer is the same, and nothing is
 //     stored.
 //   - The server learns who sends to whom and when, and never what: payloads
-//     are opaque. Who sent a stored message is not stored with it.
+//     are opaque. Who sent a stored message is not stored with it; the receipt
+//     that recognises a repetition names the sender, for the retention time.
 //
-// A message is queued, then acknowledged by some devices, then gone. The queue
+// A message is queued, then acknowledged by some devices, then released, which
+// hides it from everybody, and within a minute removed by the sweep. The queue
 // of a recipient is bounded in messages and bytes, a sender in rate.
 package delivery
 
