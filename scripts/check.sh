@@ -8,6 +8,8 @@ fail() { echo "check: $1" >&2; failed=1; }
 unformatted=$(gofmt -l cmd internal pkg tools/protoc-gen-qpc testdata 2>/dev/null)
 [ -z "$unformatted" ] || fail "gofmt these: $unformatted"
 go vet ./... || fail "go vet"
+GOOS=js GOARCH=wasm CGO_ENABLED=0 go build ./pkg/client ./pkg/e2ee ./pkg/opaque || fail "the client does not build for browsers (js/wasm)"
+GOOS=linux GOARCH=mips GOMIPS=softfloat CGO_ENABLED=0 go vet ./pkg/... ./cmd/... || fail "go vet for mips"
 go tool -modfile=tools/staticcheck/go.mod staticcheck ./... || fail "staticcheck"
 if command -v shellcheck >/dev/null 2>&1; then
 	find scripts .ci -type f \( -name '*.sh' -o -name run \) -exec shellcheck {} + || fail "shellcheck"

@@ -65,8 +65,8 @@ const (
 	walKeepBytes = 8 << 20
 	// walMaxBytes is where the writer stops being polite: readers that overlap
 	// for ever keep the log from starting over, so past this size the writer
-	// waits, at most busyTimeout, for the old ones to end. One stat a commit
-	// watches it.
+	// lets no new ones begin and waits, at most busyTimeout, for the old ones
+	// to end.
 	walMaxBytes = 16 << 20
 	// walRetryAfter is how long the writer leaves an oversized log alone after
 	// a reader has kept it from starting over.

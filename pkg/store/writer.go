@@ -332,7 +332,16 @@ func (w *writer) tendLog() {
 	if size <= walMaxBytes || time.Now().Before(w.walRetry) {
 		return
 	}
-	err := w.conn.checkpoint("RESTART")
+	// Readers that overlap would keep the log from starting over for ever, so
+	// none begins until it has.
+	held := w.holdReaders(busyTimeout)
+	err := errCheckpointBusy
+	if len(held) == w.db.readerCount {
+		err = w.conn.checkpoint("RESTART")
+	}
+	for _, c := range held {
+		w.db.readers <- c
+	}
 	if err == nil {
 		return
 	}
@@ -342,4 +351,20 @@ func (w *writer) tendLog() {
 		return
 	}
 	w.db.log.Error("checkpoint failed", "error", w.db.explain(err), "bytes", size)
+}
+
+// holdReaders takes the read connections out of the pool, as they become
+// idle, for at most a while.
+func (w *writer) holdReaders(wait time.Duration) (held []*conn) {
+	end := time.NewTimer(wait)
+	defer end.Stop()
+	for len(held) < w.db.readerCount {
+		select {
+		case c := <-w.db.readers:
+			held = append(held, c)
+		case <-end.C:
+			return held
+		}
+	}
+	return held
 }
