@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/rpc"
@@ -76,18 +77,13 @@ func (s *Service) placesTx(tx *store.Tx, p page) (places []place, bytes int, err
 	now := s.options.DB.ServiceTime()
 	for i := range queues {
 		q := &queues[i]
-		after := max(q.ackedSeq, p.afterSeq)
-		if p.hasDevice {
-			acked, err := cursorTx(tx, q.id, p.device)
-			if err != nil {
-				return nil, 0, err
-			}
-			after = max(after, acked)
+		if q.after, err = afterTx(tx, p, q); err != nil {
+			return nil, 0, err
 		}
-		if after >= q.lastSeq {
+		if q.after >= q.lastSeq {
 			continue
 		}
-		if places, err = appendPlacesTx(tx, places, q, after, now, p.limit); err != nil {
+		if places, err = appendPlacesTx(tx, places, q, now, p.limit); err != nil {
 			return nil, 0, err
 		}
 	}
@@ -119,9 +115,19 @@ func (p page) address() address {
 	return to
 }
 
-// appendPlacesTx appends up to limit messages of a queue above a seq.
-func appendPlacesTx(tx *store.Tx, places []place, q *queue, after uint64, now int64, limit int) ([]place, error) {
-	rows, err := tx.Query(selectPlaces, q.id, q.firstBucket, after, now, limit)
+// afterTx returns the seq above which the caller of a page has messages.
+func afterTx(tx *store.Tx, p page, q *queue) (uint64, error) {
+	after := max(q.ackedSeq, p.afterSeq)
+	if !p.hasDevice {
+		return after, nil
+	}
+	acked, err := cursorTx(tx, q.id, p.device)
+	return max(after, acked), err
+}
+
+// appendPlacesTx appends up to limit messages of a queue.
+func appendPlacesTx(tx *store.Tx, places []place, q *queue, now int64, limit int) ([]place, error) {
+	rows, err := tx.Query(selectPlaces, q.id, q.firstBucket, q.after, now, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -160,46 +166,82 @@ func readTx(tx *store.Tx, places []place, bytes int) (envelopes []*qpcpb.Envelop
 
 // peek reads a page without changing anything.
 func (s *Service) peek(ctx context.Context, p page) (envelopes []*qpcpb.Envelope, err error) {
-	places, bytes, err := s.reserve(ctx, p)
-	if err != nil || len(places) == 0 {
-		return nil, err
-	}
-	err = s.options.DB.Read(ctx, func(tx *store.Tx) error {
-		envelopes, _, err = readTx(tx, places, bytes)
-		return err
-	})
+	envelopes, _, err = s.read(ctx, p)
 	return envelopes, err
 }
 
-// fetch reads a page and acknowledges it.
-func (s *Service) fetch(ctx context.Context, p page) (envelopes []*qpcpb.Envelope, err error) {
+// read reads a page, having made room for it.
+func (s *Service) read(ctx context.Context, p page) (envelopes []*qpcpb.Envelope, read []place, err error) {
 	places, bytes, err := s.reserve(ctx, p)
 	if err != nil || len(places) == 0 {
-		return nil, err
+		return nil, nil, err
 	}
-	err = s.write(ctx, func(tx *store.Tx) error {
-		// Another Fetch may have been quicker, and the device may be gone: what
-		// counts is what is there now. It must fit the memory reserved.
-		places, _, err := s.placesTx(tx, p)
-		if err != nil {
-			return err
-		}
-		var read []place
-		if envelopes, read, err = readTx(tx, places, bytes); err != nil {
-			return err
+	err = s.options.DB.Read(ctx, func(tx *store.Tx) error {
+		envelopes, read, err = readTx(tx, places, bytes)
+		return err
+	})
+	return envelopes, read, err
+}
+
+// errOvertaken reports a page of which another call has taken messages.
+var errOvertaken = errors.New("another call has read these messages")
+
+// maxFetchTries bounds how often a Fetch begins again because another Fetch of
+// the same queue was quicker. Each time that one has made progress.
+const maxFetchTries = 8
+
+// fetch reads a page and acknowledges it. The reading is done beside the
+// writer; the acknowledgement finds out whether somebody else was quicker.
+func (s *Service) fetch(ctx context.Context, p page) ([]*qpcpb.Envelope, error) {
+	for range maxFetchTries {
+		envelopes, read, err := s.read(ctx, p)
+		if err != nil || len(read) == 0 {
+			return nil, err
 		}
 		last := make(map[*queue]uint64)
 		for _, at := range read {
 			last[at.queue] = at.seq
 		}
-		for q, seq := range last {
-			if err := s.ackQueueTx(tx, p, q, seq); err != nil {
+		err = s.write(ctx, func(tx *store.Tx) error {
+			if err := s.checkDeviceTx(tx, p); err != nil {
 				return err
 			}
+			for q, seq := range last {
+				if err := s.takeTx(tx, p, q, seq); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			return envelopes, nil
 		}
-		return nil
-	})
-	return envelopes, err
+		if !errors.Is(err, errOvertaken) {
+			return nil, err
+		}
+	}
+	return nil, rpc.Errorf(qpcpb.CodeBusy, "too many calls fetch these messages at once; try again").After(time.Second)
+}
+
+// takeTx acknowledges what was read of a queue up to a seq, if nobody has taken
+// any of it since.
+func (s *Service) takeTx(tx *store.Tx, p page, read *queue, seq uint64) error {
+	var q queue
+	err := tx.QueryRow(selectQueue, read.party, read.channel).Scan(q.columns()...)
+	if errors.Is(err, store.ErrNoRows) {
+		return errOvertaken
+	}
+	if err != nil {
+		return err
+	}
+	after, err := afterTx(tx, p, &q)
+	if err != nil {
+		return err
+	}
+	if q.id != read.id || after != read.after {
+		return errOvertaken
+	}
+	return s.ackQueueTx(tx, p, &q, seq)
 }
 
 // reserve finds out which messages one answer holds, in how many bytes, and

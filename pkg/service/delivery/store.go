@@ -53,6 +53,8 @@ type queue struct {
 	lastSeq     uint64
 	ackedSeq    uint64
 	firstBucket int64
+
+	after uint64 // where a page of it was read from
 }
 
 func (q *queue) columns() []any {
