@@ -20,6 +20,7 @@ build: ## build bin/qpcd and bin/qpc for this machine, static
 demo: build ## start a server and let two people chat, in seconds
 	@sh scripts/demo.sh
 
+# QPC_ARCHES=all make test runs the server on every architecture, not on four.
 test: setup check ## set up what is missing, then run every check and test
 	$(GO) test -race -timeout 20m ./...
 	$(GO) test -timeout 10m ./pkg/opaque
