@@ -24,7 +24,7 @@ demo: build ## start a server and let two people chat, in seconds
 test: setup check ## set up what is missing, then run every check and test
 	$(GO) test -race -timeout 20m ./...
 	$(GO) test -timeout 10m ./pkg/opaque
-	$(GO) test -tags sqlite_ncruces -timeout 10m ./pkg/store ./pkg/service/... ./pkg/client/...
+	$(GO) test -tags sqlite_ncruces -timeout 10m ./pkg/store ./pkg/service/delivery ./pkg/client/localstore
 
 setup: ## install what the tests use and this machine lacks
 	@sh scripts/setup.sh
