@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// heartbeatPeriod is how often the client
-	// asks whether the server still knows the connection. A server that was killed and
-	// came back says nothing on its own, so this is how late a client that
-	// only waits notices it.
+	// heartbeatPeriod is how often the client asks whether the server still
+	// knows the connection. A server that was killed and came back says
+	// nothing on its own, so this is how late a client that only waits
+	// notices it.
 	heartbeatPeriod = 5 * time.Second
 	// heartbeatTimeout is how long the answer may take.
 	heartbeatTimeout = 20 * time.Second

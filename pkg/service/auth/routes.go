@@ -45,14 +45,25 @@ func (s *Service) OpaqueRegisterStart(ctx context.Context, r *qpcpb.OpaqueRegist
 	if wait, ok := s.registrations.Take(source(ctx), 1); !ok {
 		return nil, registrationsError(wait)
 	}
+	response, err := s.registrationResponse(ctx, folded, r.Request)
+	if err != nil {
+		return nil, err
+	}
+	return &qpcpb.OpaqueRegisterStartResponse{Response: response}, nil
+}
+
+// registrationResponse answers the first message of a registration of a name,
+// new or again. It counts as an attempt at the name's password, since its
+// answer is the OPRF under the same key as a login's.
+func (s *Service) registrationResponse(ctx context.Context, folded string, request []byte) ([]byte, error) {
 	if wait, ok := s.failures.attempt(folded, source(ctx), scopeName); !ok {
 		return nil, attemptsError(wait)
 	}
-	response, err := s.options.Opaque.RegistrationResponse(r.Request, []byte(folded))
+	response, err := s.options.Opaque.RegistrationResponse(request, []byte(folded))
 	if err != nil {
 		return nil, opaqueError("request", err)
 	}
-	return &qpcpb.OpaqueRegisterStartResponse{Response: response}, nil
+	return response, nil
 }
 
 // OpaqueRegisterFinish makes the account.
@@ -214,13 +225,9 @@ func (s *Service) Logout(ctx context.Context, r *qpcpb.LogoutRequest) (*qpcpb.Lo
 // ChangePasswordStart answers the first message of a new registration of the
 // caller's name.
 func (s *Service) ChangePasswordStart(ctx context.Context, r *qpcpb.ChangePasswordStartRequest) (*qpcpb.ChangePasswordStartResponse, error) {
-	name := rpc.PrincipalOf(ctx).Username
-	if wait, ok := s.failures.attempt(name, source(ctx), scopeName); !ok {
-		return nil, attemptsError(wait)
-	}
-	response, err := s.options.Opaque.RegistrationResponse(r.Request, []byte(name))
+	response, err := s.registrationResponse(ctx, rpc.PrincipalOf(ctx).Username, r.Request)
 	if err != nil {
-		return nil, opaqueError("request", err)
+		return nil, err
 	}
 	return &qpcpb.ChangePasswordStartResponse{Response: response}, nil
 }
