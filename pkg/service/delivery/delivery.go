@@ -222,7 +222,7 @@ func (s *Service) announce(recipient rpc.IdentityKey, envelope *qpcpb.Envelope) 
 func (s *Service) write(ctx context.Context, f func(tx *store.Tx) error) error {
 	err := s.options.DB.Write(ctx, f)
 	if refusal := (*rpc.Error)(nil); err != nil && !errors.As(err, &refusal) {
-		s.parties.failed()
+		s.parties.forgetLoads()
 	}
 	return err
 }

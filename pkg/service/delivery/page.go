@@ -99,7 +99,7 @@ func (s *Service) pageQueuesTx(tx *store.Tx, p page) ([]queue, error) {
 		if err != nil || party == 0 {
 			return nil, err
 		}
-		return queuesTx(tx, selectLive, party)
+		return liveQueuesTx(tx, party)
 	}
 	q, err := s.queueTx(tx, p.address())
 	if err != nil || q.id == 0 {
@@ -352,7 +352,7 @@ func (s *Service) ForgetDeviceTx(tx *store.Tx, identity rpc.IdentityKey, device 
 	if _, err := tx.Exec(deleteCursors, device, party); err != nil {
 		return err
 	}
-	queues, err := queuesTx(tx, selectLive, party)
+	queues, err := liveQueuesTx(tx, party)
 	if err != nil {
 		return err
 	}

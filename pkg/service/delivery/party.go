@@ -74,7 +74,7 @@ func (p *parties) load(tx *store.Tx, id int64) (total load, err error) {
 	if known {
 		return l, nil
 	}
-	queues, err := queuesTx(tx, selectLive, id)
+	queues, err := liveQueuesTx(tx, id)
 	if err != nil {
 		return load{}, err
 	}
@@ -135,16 +135,11 @@ func (p *parties) released(id int64) {
 	delete(p.loads, id)
 }
 
-// swept forgets all counts: some parties may have fewer messages now.
-func (p *parties) swept() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	clear(p.loads)
-}
-
-// failed forgets all counts, since a transaction has failed. The ids that it
-// gave out are left out of the log, which does not mind.
-func (p *parties) failed() {
+// forgetLoads forgets all counts: a transaction has failed, or some parties
+// have fewer messages now and whose they were is not worth looking up. The ids
+// that a failed transaction gave out are left out of the log, which does not
+// mind.
+func (p *parties) forgetLoads() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.loads)

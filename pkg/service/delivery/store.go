@@ -16,7 +16,6 @@ const (
 	queueColumns  = `SELECT id, party_id, channel, last_seq, acked_seq, first_bucket FROM delivery_queue`
 	selectQueue   = queueColumns + ` WHERE party_id = ? AND channel = ?`
 	selectLive    = queueColumns + ` WHERE party_id = ? AND last_seq > acked_seq`
-	selectQueues  = queueColumns + ` WHERE party_id = ?`
 	insertQueue   = `INSERT INTO delivery_queue (party_id, channel, first_bucket) VALUES (?, ?, ?)`
 	updateLastSeq = `UPDATE delivery_queue SET last_seq = ? WHERE id = ?`
 
@@ -73,9 +72,9 @@ func (s *Service) queueTx(tx *store.Tx, to address) (q queue, err error) {
 	return q, err
 }
 
-// queuesTx returns queues of a party: all of them, or those with messages.
-func queuesTx(tx *store.Tx, query string, party int64) (queues []queue, err error) {
-	rows, err := tx.Query(query, party)
+// liveQueuesTx returns the queues of a party that have messages.
+func liveQueuesTx(tx *store.Tx, party int64) (queues []queue, err error) {
+	rows, err := tx.Query(selectLive, party)
 	if err != nil {
 		return nil, err
 	}

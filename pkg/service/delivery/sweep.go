@@ -91,7 +91,7 @@ func (s *Service) sweepTx(tx *store.Tx, done []int64, now int64) (more bool, err
 		if _, err := s.parties.lastID(tx); err != nil {
 			return false, err
 		}
-		s.parties.swept() // whose they were is not worth looking up
+		s.parties.forgetLoads()
 	}
 	for _, id := range done {
 		if _, err := tx.Exec(deleteMessage, id); err != nil {
