@@ -67,7 +67,11 @@ type Config struct {
 	DataDir    string
 	TLSCert    string
 	TLSKey     string
-	ServerName string // a lower-case domain name
+	ServerName string // a lower-case domain name; other servers know this one by it
+	// ControlSocket is the path of the Unix socket for the owner's commands.
+	ControlSocket string
+	MetricsListen []netip.AddrPort // none: no metrics
+	MetricsPublic bool             // serve metrics on public addresses too
 
 	Registration         Registration
 	RequireIdentityProof bool
@@ -75,10 +79,12 @@ type Config struct {
 	SessionTTL           time.Duration
 
 	Retention     time.Duration
-	QueueMessages int   // per recipient
-	QueueBytes    int64 // per recipient, in bytes
-	SendRate      int   // messages a second and sender
-	SendBurst     int   // messages
+	QueueMessages int      // per recipient
+	QueueBytes    int64    // per recipient, in bytes
+	SendRate      int      // messages a second and sender
+	SendBurst     int      // messages
+	BlobQuota     int64    // of all blobs together, in bytes
+	PushHosts     []string // hosts that wake-ups may go to, lower case
 
 	MaxConnections           int
 	MaxConnectionsPerAddress int

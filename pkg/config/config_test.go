@@ -72,10 +72,10 @@ func TestDefaults(t *testing.T) {
 		Enabled: true,
 		Listen:  []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:5001")},
 		DataDir: "data", TLSCert: "data/server-cert.der", TLSKey: "data/server-key.der",
-		ServerName:   "openwrt",
+		ServerName: "openwrt", ControlSocket: "data/qpcd.sock",
 		Registration: RegistrationOpen,
 		SessionTTL:   30 * 24 * time.Hour, Retention: 7 * 24 * time.Hour,
-		QueueMessages: 1000, QueueBytes: 16 << 20, SendRate: 100, SendBurst: 1000,
+		QueueMessages: 1000, QueueBytes: 16 << 20, SendRate: 100, SendBurst: 1000, BlobQuota: 1 << 30,
 		MaxConnections: 256, MaxConnectionsPerAddress: 32,
 		LogLevel: slog.LevelInfo, LogFormat: LogText, LogTime: true, RedactLogs: true,
 	}
@@ -162,6 +162,34 @@ var settingCases = map[string]struct {
 			"home.": `is not a domain name; ` + domainValid, "-a": `is not a domain name; ` + domainValid,
 			"a@b": `is not a domain name; ` + domainValid, strings.Repeat("a", 64): `is not a domain name; ` + domainValid,
 			strings.Repeat("a.", 127): `is too long; ` + domainValid,
+		},
+	},
+	"control_socket": {
+		field:   func(c *Config) any { return c.ControlSocket },
+		valid:   map[string]any{"/var/run/qpcd.sock": "/var/run/qpcd.sock"},
+		invalid: map[string]string{"a\nb": `holds a control character; ` + pathValid},
+	},
+	"metrics_listen": {
+		field:   func(c *Config) any { return c.MetricsListen[0].String() },
+		valid:   map[string]any{"127.0.0.1:9101": "127.0.0.1:9101"},
+		invalid: map[string]string{"9101": `is not an IP address with a port; valid is an IP address with a TCP port, such as 127.0.0.1:9101`},
+	},
+	"metrics_public": {
+		field:   func(c *Config) any { return c.MetricsPublic },
+		valid:   map[string]any{"1": true},
+		invalid: map[string]string{"maybe": `is neither yes nor no; ` + boolValid},
+	},
+	"blob_quota": {
+		field:   func(c *Config) any { return c.BlobQuota },
+		valid:   map[string]any{"0": int64(0), "10GiB": int64(10 << 30)},
+		invalid: map[string]string{"some": `is not a size; valid is a size from 0B to 65536GiB, in bytes or with KiB, MiB or GiB`},
+	},
+	"push_host": {
+		field: func(c *Config) any { return c.PushHosts[0] },
+		valid: map[string]any{"Ntfy.Example": "ntfy.example", "192.168.1.2": "192.168.1.2", "::1": "::1"},
+		invalid: map[string]string{
+			"https://ntfy.example": `is neither a host name nor an IP address; valid is a host name or an IP address without a port, such as ntfy.example`,
+			"fe80::1%eth0":         `is neither a host name nor an IP address; valid is a host name or an IP address without a port, such as ntfy.example`,
 		},
 	},
 	"registration": {

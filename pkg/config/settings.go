@@ -110,6 +110,20 @@ func Settings() []Setting {
 			Doc:    "The name under which this server is known: it stands in the certificate it makes for itself and in the checkpoints of its transparency log, so choose it once. Capital letters count as small ones. A machine without a usable host name is called localhost.",
 			derive: func(_ *Config, hostname string) string { return hostname },
 		}, func(c *Config) *string { return &c.ServerName }),
+		path(Setting{
+			Name: "control_socket", DefaultText: "qpcd.sock in data_dir", Example: "/var/run/qpcd.sock", Router: []string{"/var/run/qpcd.sock"},
+			Doc:    "The Unix socket through which the commands of qpcd, rpcd and LuCI talk to the running server. Only the user that the server runs as and root may use it.",
+			derive: func(c *Config, _ string) string { return filepath.Join(c.DataDir, "qpcd.sock") },
+		}, func(c *Config) *string { return &c.ControlSocket }),
+		list(Setting{
+			Name: "metrics_listen", Kind: KindAddress, DefaultText: "off", Example: "127.0.0.1:9101",
+			Valid: "an IP address with a TCP port, such as 127.0.0.1:9101",
+			Doc:   "The TCP address on which metrics are served as Prometheus text, by plain HTTP and without a password. Nobody's name or address stands in them. Addresses that are neither of this machine nor of a private network are refused unless metrics_public is set.",
+		}, func(c *Config) *[]netip.AddrPort { return &c.MetricsListen }, parseAddrPort),
+		boolean(Setting{
+			Name: "metrics_public", Default: []string{"0"},
+			Doc: "Whether metrics_listen may name an address that the internet can reach, or all addresses of the machine.",
+		}, func(c *Config) *bool { return &c.MetricsPublic }),
 
 		enum(Setting{
 			Name: "registration", Default: []string{string(RegistrationOpen)}, Router: []string{string(RegistrationInvite)},
@@ -149,6 +163,15 @@ func Settings() []Setting {
 			Name: "send_burst", Default: []string{"1000"},
 			Doc: "How many messages one sender may queue at once before send_rate holds.",
 		}, func(c *Config) *int { return &c.SendBurst }, 1, 1_000_000),
+		size(Setting{
+			Name: "blob_quota", Default: []string{"1GiB"}, Router: []string{"256MiB"},
+			Doc: "How much room all encrypted files together may take, beside the 64MiB that one account may. What does not fit is refused and its sender told so. A file is deleted 30 days after its upload.",
+		}, func(c *Config) *int64 { return &c.BlobQuota }, 0, 64<<40),
+		list(Setting{
+			Name: "push_host", Kind: KindDomain, DefaultText: "none, wake-ups are off", Example: "ntfy.example",
+			Valid: "a host name or an IP address without a port, such as ntfy.example",
+			Doc:   "A host to which wake-ups for sleeping devices may be sent (UnifiedPush: an empty HTTPS POST, which tells that host when somebody gets a message and nothing else). Give it several times for several. Addresses of this machine and link-local ones are refused unless they stand here themselves.",
+		}, func(c *Config) *[]string { return &c.PushHosts }, parseHost),
 
 		integer(Setting{
 			Name: "max_connections", Default: []string{"256"},

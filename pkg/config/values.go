@@ -221,6 +221,18 @@ func parseDomain(s string) (string, error) {
 	return s, nil
 }
 
+// parseHost takes a domain name or an IP address without a zone.
+func parseHost(s string) (string, error) {
+	if ip, err := netip.ParseAddr(s); err == nil && ip.Zone() == "" {
+		return ip.Unmap().String(), nil
+	}
+	name, err := parseDomain(s)
+	if err != nil {
+		return "", errors.New("is neither a host name nor an IP address")
+	}
+	return name, nil
+}
+
 func parseIdentityKey(s string) (key IdentityKey, err error) {
 	raw, err := hex.DecodeString(s)
 	if err != nil || len(raw) != len(key) {

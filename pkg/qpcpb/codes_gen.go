@@ -60,6 +60,24 @@ const (
 	CodeDiskFull              = Code_CODE_DISK_FULL
 	CodeQuotaExceeded         = Code_CODE_QUOTA_EXCEEDED
 	CodeReportEmpty           = Code_CODE_REPORT_EMPTY
+	CodeGroupFull             = Code_CODE_GROUP_FULL
+	CodeOwnerRequired         = Code_CODE_OWNER_REQUIRED
+	CodeBlobMismatch          = Code_CODE_BLOB_MISMATCH
+	CodeBlobOffset            = Code_CODE_BLOB_OFFSET
+	CodeBundleNotFound        = Code_CODE_BUNDLE_NOT_FOUND
+	CodeBundleLimit           = Code_CODE_BUNDLE_LIMIT
+	CodeEndpointNotFound      = Code_CODE_ENDPOINT_NOT_FOUND
+	CodeKeyRevoked            = Code_CODE_KEY_REVOKED
+	CodeBanNotFound           = Code_CODE_BAN_NOT_FOUND
+	CodePushHostRefused       = Code_CODE_PUSH_HOST_REFUSED
+	CodeReportLimit           = Code_CODE_REPORT_LIMIT
+	CodeDomainUnknown         = Code_CODE_DOMAIN_UNKNOWN
+	CodePeerUnreachable       = Code_CODE_PEER_UNREACHABLE
+	CodeOriginMismatch        = Code_CODE_ORIGIN_MISMATCH
+	CodePeerNotFound          = Code_CODE_PEER_NOT_FOUND
+	CodeInviteNotFound        = Code_CODE_INVITE_NOT_FOUND
+	CodePeerExists            = Code_CODE_PEER_EXISTS
+	CodeAlreadyRunning        = Code_CODE_ALREADY_RUNNING
 )
 
 // Short names for the values of Event.
@@ -115,4 +133,22 @@ var codeTable = [...]codeInfo{
 	Code_CODE_DISK_FULL:               {"DISK_FULL", Status(12)},
 	Code_CODE_QUOTA_EXCEEDED:          {"QUOTA_EXCEEDED", Status(12)},
 	Code_CODE_REPORT_EMPTY:            {"REPORT_EMPTY", Status(1)},
+	Code_CODE_GROUP_FULL:              {"GROUP_FULL", Status(12)},
+	Code_CODE_OWNER_REQUIRED:          {"OWNER_REQUIRED", Status(3)},
+	Code_CODE_BLOB_MISMATCH:           {"BLOB_MISMATCH", Status(5)},
+	Code_CODE_BLOB_OFFSET:             {"BLOB_OFFSET", Status(5)},
+	Code_CODE_BUNDLE_NOT_FOUND:        {"BUNDLE_NOT_FOUND", Status(4)},
+	Code_CODE_BUNDLE_LIMIT:            {"BUNDLE_LIMIT", Status(12)},
+	Code_CODE_ENDPOINT_NOT_FOUND:      {"ENDPOINT_NOT_FOUND", Status(4)},
+	Code_CODE_KEY_REVOKED:             {"KEY_REVOKED", Status(3)},
+	Code_CODE_BAN_NOT_FOUND:           {"BAN_NOT_FOUND", Status(4)},
+	Code_CODE_PUSH_HOST_REFUSED:       {"PUSH_HOST_REFUSED", Status(3)},
+	Code_CODE_REPORT_LIMIT:            {"REPORT_LIMIT", Status(12)},
+	Code_CODE_DOMAIN_UNKNOWN:          {"DOMAIN_UNKNOWN", Status(4)},
+	Code_CODE_PEER_UNREACHABLE:        {"PEER_UNREACHABLE", Status(9)},
+	Code_CODE_ORIGIN_MISMATCH:         {"ORIGIN_MISMATCH", Status(3)},
+	Code_CODE_PEER_NOT_FOUND:          {"PEER_NOT_FOUND", Status(4)},
+	Code_CODE_INVITE_NOT_FOUND:        {"INVITE_NOT_FOUND", Status(4)},
+	Code_CODE_PEER_EXISTS:             {"PEER_EXISTS", Status(5)},
+	Code_CODE_ALREADY_RUNNING:         {"ALREADY_RUNNING", Status(5)},
 }

@@ -649,6 +649,427 @@ func (x *ProxyResolveUserResponse) GetInclusionProof() []byte {
 	return nil
 }
 
+type RelayGroupStateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Auth          *FederationAuth        `protobuf:"bytes,1,opt,name=auth,proto3" json:"auth,omitempty"`
+	State         *GroupState            `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayGroupStateRequest) Reset() {
+	*x = RelayGroupStateRequest{}
+	mi := &file_qpc_v1_federation_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayGroupStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayGroupStateRequest) ProtoMessage() {}
+
+func (x *RelayGroupStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_federation_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayGroupStateRequest.ProtoReflect.Descriptor instead.
+func (*RelayGroupStateRequest) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RelayGroupStateRequest) GetAuth() *FederationAuth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *RelayGroupStateRequest) GetState() *GroupState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type RelayGroupStateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayGroupStateResponse) Reset() {
+	*x = RelayGroupStateResponse{}
+	mi := &file_qpc_v1_federation_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayGroupStateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayGroupStateResponse) ProtoMessage() {}
+
+func (x *RelayGroupStateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_federation_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayGroupStateResponse.ProtoReflect.Descriptor instead.
+func (*RelayGroupStateResponse) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RelayGroupStateResponse) GetSuccess() bool {
+	if x != nil {
+		return x.Success
+	}
+	return false
+}
+
+// A group as its home server knows it.
+type GroupState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	GroupId       []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"` // 16 bytes
+	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`               // rises with every change of anything below
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Metadata      []byte                 `protobuf:"bytes,4,opt,name=metadata,proto3" json:"metadata,omitempty"` // ciphertext, at most 16 KiB
+	Members       []*GroupStateMember    `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`   // none: the group is gone
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupState) Reset() {
+	*x = GroupState{}
+	mi := &file_qpc_v1_federation_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupState) ProtoMessage() {}
+
+func (x *GroupState) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_federation_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupState.ProtoReflect.Descriptor instead.
+func (*GroupState) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GroupState) GetGroupId() []byte {
+	if x != nil {
+		return x.GroupId
+	}
+	return nil
+}
+
+func (x *GroupState) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *GroupState) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *GroupState) GetMetadata() []byte {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *GroupState) GetMembers() []*GroupStateMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type GroupStateMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IdentityKey   []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"` // 32 bytes
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                            // user@domain
+	JoinedAt      uint64                 `protobuf:"varint,3,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`         // Unix seconds
+	Owner         bool                   `protobuf:"varint,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupStateMember) Reset() {
+	*x = GroupStateMember{}
+	mi := &file_qpc_v1_federation_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupStateMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupStateMember) ProtoMessage() {}
+
+func (x *GroupStateMember) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_federation_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupStateMember.ProtoReflect.Descriptor instead.
+func (*GroupStateMember) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GroupStateMember) GetIdentityKey() []byte {
+	if x != nil {
+		return x.IdentityKey
+	}
+	return nil
+}
+
+func (x *GroupStateMember) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *GroupStateMember) GetJoinedAt() uint64 {
+	if x != nil {
+		return x.JoinedAt
+	}
+	return 0
+}
+
+func (x *GroupStateMember) GetOwner() bool {
+	if x != nil {
+		return x.Owner
+	}
+	return false
+}
+
+type ProxyRotateKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Auth          *FederationAuth        `protobuf:"bytes,1,opt,name=auth,proto3" json:"auth,omitempty"`
+	SenderKey     []byte                 `protobuf:"bytes,2,opt,name=sender_key,json=senderKey,proto3" json:"sender_key,omitempty"` // the member who calls, a user of the calling server
+	Request       *RotateKeysRequest     `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyRotateKeysRequest) Reset() {
+	*x = ProxyRotateKeysRequest{}
+	mi := &file_qpc_v1_federation_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyRotateKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyRotateKeysRequest) ProtoMessage() {}
+
+func (x *ProxyRotateKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_federation_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyRotateKeysRequest.ProtoReflect.Descriptor instead.
+func (*ProxyRotateKeysRequest) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ProxyRotateKeysRequest) GetAuth() *FederationAuth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *ProxyRotateKeysRequest) GetSenderKey() []byte {
+	if x != nil {
+		return x.SenderKey
+	}
+	return nil
+}
+
+func (x *ProxyRotateKeysRequest) GetRequest() *RotateKeysRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type ProxyUpdateGroupMetadataRequest struct {
+	state         protoimpl.MessageState      `protogen:"open.v1"`
+	Auth          *FederationAuth             `protobuf:"bytes,1,opt,name=auth,proto3" json:"auth,omitempty"`
+	SenderKey     []byte                      `protobuf:"bytes,2,opt,name=sender_key,json=senderKey,proto3" json:"sender_key,omitempty"`
+	Request       *UpdateGroupMetadataRequest `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyUpdateGroupMetadataRequest) Reset() {
+	*x = ProxyUpdateGroupMetadataRequest{}
+	mi := &file_qpc_v1_federation_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyUpdateGroupMetadataRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyUpdateGroupMetadataRequest) ProtoMessage() {}
+
+func (x *ProxyUpdateGroupMetadataRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_federation_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyUpdateGroupMetadataRequest.ProtoReflect.Descriptor instead.
+func (*ProxyUpdateGroupMetadataRequest) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ProxyUpdateGroupMetadataRequest) GetAuth() *FederationAuth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *ProxyUpdateGroupMetadataRequest) GetSenderKey() []byte {
+	if x != nil {
+		return x.SenderKey
+	}
+	return nil
+}
+
+func (x *ProxyUpdateGroupMetadataRequest) GetRequest() *UpdateGroupMetadataRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type ProxyRemoveMemberRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Auth          *FederationAuth        `protobuf:"bytes,1,opt,name=auth,proto3" json:"auth,omitempty"`
+	SenderKey     []byte                 `protobuf:"bytes,2,opt,name=sender_key,json=senderKey,proto3" json:"sender_key,omitempty"`
+	Request       *RemoveMemberRequest   `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProxyRemoveMemberRequest) Reset() {
+	*x = ProxyRemoveMemberRequest{}
+	mi := &file_qpc_v1_federation_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProxyRemoveMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProxyRemoveMemberRequest) ProtoMessage() {}
+
+func (x *ProxyRemoveMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_federation_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProxyRemoveMemberRequest.ProtoReflect.Descriptor instead.
+func (*ProxyRemoveMemberRequest) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ProxyRemoveMemberRequest) GetAuth() *FederationAuth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *ProxyRemoveMemberRequest) GetSenderKey() []byte {
+	if x != nil {
+		return x.SenderKey
+	}
+	return nil
+}
+
+func (x *ProxyRemoveMemberRequest) GetRequest() *RemoveMemberRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
 type FederationHealthRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -657,7 +1078,7 @@ type FederationHealthRequest struct {
 
 func (x *FederationHealthRequest) Reset() {
 	*x = FederationHealthRequest{}
-	mi := &file_qpc_v1_federation_proto_msgTypes[11]
+	mi := &file_qpc_v1_federation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +1090,7 @@ func (x *FederationHealthRequest) String() string {
 func (*FederationHealthRequest) ProtoMessage() {}
 
 func (x *FederationHealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_qpc_v1_federation_proto_msgTypes[11]
+	mi := &file_qpc_v1_federation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +1103,7 @@ func (x *FederationHealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FederationHealthRequest.ProtoReflect.Descriptor instead.
 func (*FederationHealthRequest) Descriptor() ([]byte, []int) {
-	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{18}
 }
 
 type FederationHealthResponse struct {
@@ -695,7 +1116,7 @@ type FederationHealthResponse struct {
 
 func (x *FederationHealthResponse) Reset() {
 	*x = FederationHealthResponse{}
-	mi := &file_qpc_v1_federation_proto_msgTypes[12]
+	mi := &file_qpc_v1_federation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +1128,7 @@ func (x *FederationHealthResponse) String() string {
 func (*FederationHealthResponse) ProtoMessage() {}
 
 func (x *FederationHealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_qpc_v1_federation_proto_msgTypes[12]
+	mi := &file_qpc_v1_federation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +1141,7 @@ func (x *FederationHealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FederationHealthResponse.ProtoReflect.Descriptor instead.
 func (*FederationHealthResponse) Descriptor() ([]byte, []int) {
-	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_qpc_v1_federation_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FederationHealthResponse) GetStatus() string {
@@ -741,7 +1162,7 @@ var File_qpc_v1_federation_proto protoreflect.FileDescriptor
 
 const file_qpc_v1_federation_proto_rawDesc = "" +
 	"\n" +
-	"\x17qpc/v1/federation.proto\x12\x06qpc.v1\x1a\x14qpc/v1/options.proto\"(\n" +
+	"\x17qpc/v1/federation.proto\x12\x06qpc.v1\x1a\x12qpc/v1/group.proto\x1a\x14qpc/v1/options.proto\"(\n" +
 	"\x0eFederationAuth\x12\x16\n" +
 	"\x06origin\x18\x01 \x01(\tR\x06origin\"\xf8\x01\n" +
 	"\x13RelayEnqueueRequest\x12#\n" +
@@ -787,18 +1208,54 @@ const file_qpc_v1_federation_proto_rawDesc = "" +
 	"\x04auth\x18\x02 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\"f\n" +
 	"\x18ProxyResolveUserResponse\x12!\n" +
 	"\fidentity_key\x18\x01 \x01(\fR\videntityKey\x12'\n" +
-	"\x0finclusion_proof\x18\x02 \x01(\fR\x0einclusionProof\"\x19\n" +
+	"\x0finclusion_proof\x18\x02 \x01(\fR\x0einclusionProof\"n\n" +
+	"\x16RelayGroupStateRequest\x12*\n" +
+	"\x04auth\x18\x01 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\x12(\n" +
+	"\x05state\x18\x02 \x01(\v2\x12.qpc.v1.GroupStateR\x05state\"3\n" +
+	"\x17RelayGroupStateResponse\x12\x18\n" +
+	"\asuccess\x18\x01 \x01(\bR\asuccess\"\xa7\x01\n" +
+	"\n" +
+	"GroupState\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x01(\fR\agroupId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bmetadata\x18\x04 \x01(\fR\bmetadata\x122\n" +
+	"\amembers\x18\x05 \x03(\v2\x18.qpc.v1.GroupStateMemberR\amembers\"\x82\x01\n" +
+	"\x10GroupStateMember\x12!\n" +
+	"\fidentity_key\x18\x01 \x01(\fR\videntityKey\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1b\n" +
+	"\tjoined_at\x18\x03 \x01(\x04R\bjoinedAt\x12\x14\n" +
+	"\x05owner\x18\x04 \x01(\bR\x05owner\"\x98\x01\n" +
+	"\x16ProxyRotateKeysRequest\x12*\n" +
+	"\x04auth\x18\x01 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\x12\x1d\n" +
+	"\n" +
+	"sender_key\x18\x02 \x01(\fR\tsenderKey\x123\n" +
+	"\arequest\x18\x03 \x01(\v2\x19.qpc.v1.RotateKeysRequestR\arequest\"\xaa\x01\n" +
+	"\x1fProxyUpdateGroupMetadataRequest\x12*\n" +
+	"\x04auth\x18\x01 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\x12\x1d\n" +
+	"\n" +
+	"sender_key\x18\x02 \x01(\fR\tsenderKey\x12<\n" +
+	"\arequest\x18\x03 \x01(\v2\".qpc.v1.UpdateGroupMetadataRequestR\arequest\"\x9c\x01\n" +
+	"\x18ProxyRemoveMemberRequest\x12*\n" +
+	"\x04auth\x18\x01 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\x12\x1d\n" +
+	"\n" +
+	"sender_key\x18\x02 \x01(\fR\tsenderKey\x125\n" +
+	"\arequest\x18\x03 \x01(\v2\x1b.qpc.v1.RemoveMemberRequestR\arequest\"\x19\n" +
 	"\x17FederationHealthRequest\"W\n" +
 	"\x18FederationHealthResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\tR\x06status\x12#\n" +
-	"\rserver_domain\x18\x02 \x01(\tR\fserverDomain2\xf4\x04\n" +
+	"\rserver_domain\x18\x02 \x01(\tR\fserverDomain2\x82\b\n" +
 	"\x11FederationService\x12T\n" +
 	"\fRelayEnqueue\x12\x1b.qpc.v1.RelayEnqueueRequest\x1a\x1c.qpc.v1.RelayEnqueueResponse\"\t\xa2\xbb\x18\x05\b\x84\a\x10\x04\x12c\n" +
 	"\x11RelayBatchEnqueue\x12 .qpc.v1.RelayBatchEnqueueRequest\x1a!.qpc.v1.RelayBatchEnqueueResponse\"\t\xa2\xbb\x18\x05\b\x85\a\x10\x04\x12l\n" +
 	"\x14ProxyFetchKeyPackage\x12#.qpc.v1.ProxyFetchKeyPackageRequest\x1a$.qpc.v1.ProxyFetchKeyPackageResponse\"\t\xa2\xbb\x18\x05\b\x86\a\x10\x04\x12l\n" +
 	"\x13ProxyFetchHybridKey\x12\".qpc.v1.ProxyFetchHybridKeyRequest\x1a#.qpc.v1.ProxyFetchHybridKeyResponse\"\f\xa2\xbb\x18\x05\b\x87\a\x10\x04\x90\x02\x01\x12c\n" +
 	"\x10ProxyResolveUser\x12\x1f.qpc.v1.ProxyResolveUserRequest\x1a .qpc.v1.ProxyResolveUserResponse\"\f\xa2\xbb\x18\x05\b\x88\a\x10\x04\x90\x02\x01\x12c\n" +
-	"\x10FederationHealth\x12\x1f.qpc.v1.FederationHealthRequest\x1a .qpc.v1.FederationHealthResponse\"\f\xa2\xbb\x18\x05\b\x89\a\x10\x04\x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"\x10FederationHealth\x12\x1f.qpc.v1.FederationHealthRequest\x1a .qpc.v1.FederationHealthResponse\"\f\xa2\xbb\x18\x05\b\x89\a\x10\x04\x90\x02\x01\x12]\n" +
+	"\x0fRelayGroupState\x12\x1e.qpc.v1.RelayGroupStateRequest\x1a\x1f.qpc.v1.RelayGroupStateResponse\"\t\xa2\xbb\x18\x05\b\xb0\t\x10\x04\x12X\n" +
+	"\x0fProxyRotateKeys\x12\x1e.qpc.v1.ProxyRotateKeysRequest\x1a\x1a.qpc.v1.RotateKeysResponse\"\t\xa2\xbb\x18\x05\b\xb1\t\x10\x04\x12s\n" +
+	"\x18ProxyUpdateGroupMetadata\x12'.qpc.v1.ProxyUpdateGroupMetadataRequest\x1a#.qpc.v1.UpdateGroupMetadataResponse\"\t\xa2\xbb\x18\x05\b\xb2\t\x10\x04\x12^\n" +
+	"\x11ProxyRemoveMember\x12 .qpc.v1.ProxyRemoveMemberRequest\x1a\x1c.qpc.v1.RemoveMemberResponse\"\t\xa2\xbb\x18\x05\b\xb3\t\x10\x04B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_federation_proto_rawDescOnce sync.Once
@@ -812,21 +1269,34 @@ func file_qpc_v1_federation_proto_rawDescGZIP() []byte {
 	return file_qpc_v1_federation_proto_rawDescData
 }
 
-var file_qpc_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_qpc_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_qpc_v1_federation_proto_goTypes = []any{
-	(*FederationAuth)(nil),               // 0: qpc.v1.FederationAuth
-	(*RelayEnqueueRequest)(nil),          // 1: qpc.v1.RelayEnqueueRequest
-	(*RelayEnqueueResponse)(nil),         // 2: qpc.v1.RelayEnqueueResponse
-	(*RelayBatchEnqueueRequest)(nil),     // 3: qpc.v1.RelayBatchEnqueueRequest
-	(*RelayBatchEnqueueResponse)(nil),    // 4: qpc.v1.RelayBatchEnqueueResponse
-	(*ProxyFetchKeyPackageRequest)(nil),  // 5: qpc.v1.ProxyFetchKeyPackageRequest
-	(*ProxyFetchKeyPackageResponse)(nil), // 6: qpc.v1.ProxyFetchKeyPackageResponse
-	(*ProxyFetchHybridKeyRequest)(nil),   // 7: qpc.v1.ProxyFetchHybridKeyRequest
-	(*ProxyFetchHybridKeyResponse)(nil),  // 8: qpc.v1.ProxyFetchHybridKeyResponse
-	(*ProxyResolveUserRequest)(nil),      // 9: qpc.v1.ProxyResolveUserRequest
-	(*ProxyResolveUserResponse)(nil),     // 10: qpc.v1.ProxyResolveUserResponse
-	(*FederationHealthRequest)(nil),      // 11: qpc.v1.FederationHealthRequest
-	(*FederationHealthResponse)(nil),     // 12: qpc.v1.FederationHealthResponse
+	(*FederationAuth)(nil),                  // 0: qpc.v1.FederationAuth
+	(*RelayEnqueueRequest)(nil),             // 1: qpc.v1.RelayEnqueueRequest
+	(*RelayEnqueueResponse)(nil),            // 2: qpc.v1.RelayEnqueueResponse
+	(*RelayBatchEnqueueRequest)(nil),        // 3: qpc.v1.RelayBatchEnqueueRequest
+	(*RelayBatchEnqueueResponse)(nil),       // 4: qpc.v1.RelayBatchEnqueueResponse
+	(*ProxyFetchKeyPackageRequest)(nil),     // 5: qpc.v1.ProxyFetchKeyPackageRequest
+	(*ProxyFetchKeyPackageResponse)(nil),    // 6: qpc.v1.ProxyFetchKeyPackageResponse
+	(*ProxyFetchHybridKeyRequest)(nil),      // 7: qpc.v1.ProxyFetchHybridKeyRequest
+	(*ProxyFetchHybridKeyResponse)(nil),     // 8: qpc.v1.ProxyFetchHybridKeyResponse
+	(*ProxyResolveUserRequest)(nil),         // 9: qpc.v1.ProxyResolveUserRequest
+	(*ProxyResolveUserResponse)(nil),        // 10: qpc.v1.ProxyResolveUserResponse
+	(*RelayGroupStateRequest)(nil),          // 11: qpc.v1.RelayGroupStateRequest
+	(*RelayGroupStateResponse)(nil),         // 12: qpc.v1.RelayGroupStateResponse
+	(*GroupState)(nil),                      // 13: qpc.v1.GroupState
+	(*GroupStateMember)(nil),                // 14: qpc.v1.GroupStateMember
+	(*ProxyRotateKeysRequest)(nil),          // 15: qpc.v1.ProxyRotateKeysRequest
+	(*ProxyUpdateGroupMetadataRequest)(nil), // 16: qpc.v1.ProxyUpdateGroupMetadataRequest
+	(*ProxyRemoveMemberRequest)(nil),        // 17: qpc.v1.ProxyRemoveMemberRequest
+	(*FederationHealthRequest)(nil),         // 18: qpc.v1.FederationHealthRequest
+	(*FederationHealthResponse)(nil),        // 19: qpc.v1.FederationHealthResponse
+	(*RotateKeysRequest)(nil),               // 20: qpc.v1.RotateKeysRequest
+	(*UpdateGroupMetadataRequest)(nil),      // 21: qpc.v1.UpdateGroupMetadataRequest
+	(*RemoveMemberRequest)(nil),             // 22: qpc.v1.RemoveMemberRequest
+	(*RotateKeysResponse)(nil),              // 23: qpc.v1.RotateKeysResponse
+	(*UpdateGroupMetadataResponse)(nil),     // 24: qpc.v1.UpdateGroupMetadataResponse
+	(*RemoveMemberResponse)(nil),            // 25: qpc.v1.RemoveMemberResponse
 }
 var file_qpc_v1_federation_proto_depIdxs = []int32{
 	0,  // 0: qpc.v1.RelayEnqueueRequest.auth:type_name -> qpc.v1.FederationAuth
@@ -834,23 +1304,40 @@ var file_qpc_v1_federation_proto_depIdxs = []int32{
 	0,  // 2: qpc.v1.ProxyFetchKeyPackageRequest.auth:type_name -> qpc.v1.FederationAuth
 	0,  // 3: qpc.v1.ProxyFetchHybridKeyRequest.auth:type_name -> qpc.v1.FederationAuth
 	0,  // 4: qpc.v1.ProxyResolveUserRequest.auth:type_name -> qpc.v1.FederationAuth
-	1,  // 5: qpc.v1.FederationService.RelayEnqueue:input_type -> qpc.v1.RelayEnqueueRequest
-	3,  // 6: qpc.v1.FederationService.RelayBatchEnqueue:input_type -> qpc.v1.RelayBatchEnqueueRequest
-	5,  // 7: qpc.v1.FederationService.ProxyFetchKeyPackage:input_type -> qpc.v1.ProxyFetchKeyPackageRequest
-	7,  // 8: qpc.v1.FederationService.ProxyFetchHybridKey:input_type -> qpc.v1.ProxyFetchHybridKeyRequest
-	9,  // 9: qpc.v1.FederationService.ProxyResolveUser:input_type -> qpc.v1.ProxyResolveUserRequest
-	11, // 10: qpc.v1.FederationService.FederationHealth:input_type -> qpc.v1.FederationHealthRequest
-	2,  // 11: qpc.v1.FederationService.RelayEnqueue:output_type -> qpc.v1.RelayEnqueueResponse
-	4,  // 12: qpc.v1.FederationService.RelayBatchEnqueue:output_type -> qpc.v1.RelayBatchEnqueueResponse
-	6,  // 13: qpc.v1.FederationService.ProxyFetchKeyPackage:output_type -> qpc.v1.ProxyFetchKeyPackageResponse
-	8,  // 14: qpc.v1.FederationService.ProxyFetchHybridKey:output_type -> qpc.v1.ProxyFetchHybridKeyResponse
-	10, // 15: qpc.v1.FederationService.ProxyResolveUser:output_type -> qpc.v1.ProxyResolveUserResponse
-	12, // 16: qpc.v1.FederationService.FederationHealth:output_type -> qpc.v1.FederationHealthResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	0,  // 5: qpc.v1.RelayGroupStateRequest.auth:type_name -> qpc.v1.FederationAuth
+	13, // 6: qpc.v1.RelayGroupStateRequest.state:type_name -> qpc.v1.GroupState
+	14, // 7: qpc.v1.GroupState.members:type_name -> qpc.v1.GroupStateMember
+	0,  // 8: qpc.v1.ProxyRotateKeysRequest.auth:type_name -> qpc.v1.FederationAuth
+	20, // 9: qpc.v1.ProxyRotateKeysRequest.request:type_name -> qpc.v1.RotateKeysRequest
+	0,  // 10: qpc.v1.ProxyUpdateGroupMetadataRequest.auth:type_name -> qpc.v1.FederationAuth
+	21, // 11: qpc.v1.ProxyUpdateGroupMetadataRequest.request:type_name -> qpc.v1.UpdateGroupMetadataRequest
+	0,  // 12: qpc.v1.ProxyRemoveMemberRequest.auth:type_name -> qpc.v1.FederationAuth
+	22, // 13: qpc.v1.ProxyRemoveMemberRequest.request:type_name -> qpc.v1.RemoveMemberRequest
+	1,  // 14: qpc.v1.FederationService.RelayEnqueue:input_type -> qpc.v1.RelayEnqueueRequest
+	3,  // 15: qpc.v1.FederationService.RelayBatchEnqueue:input_type -> qpc.v1.RelayBatchEnqueueRequest
+	5,  // 16: qpc.v1.FederationService.ProxyFetchKeyPackage:input_type -> qpc.v1.ProxyFetchKeyPackageRequest
+	7,  // 17: qpc.v1.FederationService.ProxyFetchHybridKey:input_type -> qpc.v1.ProxyFetchHybridKeyRequest
+	9,  // 18: qpc.v1.FederationService.ProxyResolveUser:input_type -> qpc.v1.ProxyResolveUserRequest
+	18, // 19: qpc.v1.FederationService.FederationHealth:input_type -> qpc.v1.FederationHealthRequest
+	11, // 20: qpc.v1.FederationService.RelayGroupState:input_type -> qpc.v1.RelayGroupStateRequest
+	15, // 21: qpc.v1.FederationService.ProxyRotateKeys:input_type -> qpc.v1.ProxyRotateKeysRequest
+	16, // 22: qpc.v1.FederationService.ProxyUpdateGroupMetadata:input_type -> qpc.v1.ProxyUpdateGroupMetadataRequest
+	17, // 23: qpc.v1.FederationService.ProxyRemoveMember:input_type -> qpc.v1.ProxyRemoveMemberRequest
+	2,  // 24: qpc.v1.FederationService.RelayEnqueue:output_type -> qpc.v1.RelayEnqueueResponse
+	4,  // 25: qpc.v1.FederationService.RelayBatchEnqueue:output_type -> qpc.v1.RelayBatchEnqueueResponse
+	6,  // 26: qpc.v1.FederationService.ProxyFetchKeyPackage:output_type -> qpc.v1.ProxyFetchKeyPackageResponse
+	8,  // 27: qpc.v1.FederationService.ProxyFetchHybridKey:output_type -> qpc.v1.ProxyFetchHybridKeyResponse
+	10, // 28: qpc.v1.FederationService.ProxyResolveUser:output_type -> qpc.v1.ProxyResolveUserResponse
+	19, // 29: qpc.v1.FederationService.FederationHealth:output_type -> qpc.v1.FederationHealthResponse
+	12, // 30: qpc.v1.FederationService.RelayGroupState:output_type -> qpc.v1.RelayGroupStateResponse
+	23, // 31: qpc.v1.FederationService.ProxyRotateKeys:output_type -> qpc.v1.RotateKeysResponse
+	24, // 32: qpc.v1.FederationService.ProxyUpdateGroupMetadata:output_type -> qpc.v1.UpdateGroupMetadataResponse
+	25, // 33: qpc.v1.FederationService.ProxyRemoveMember:output_type -> qpc.v1.RemoveMemberResponse
+	24, // [24:34] is the sub-list for method output_type
+	14, // [14:24] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_qpc_v1_federation_proto_init() }
@@ -858,6 +1345,7 @@ func file_qpc_v1_federation_proto_init() {
 	if File_qpc_v1_federation_proto != nil {
 		return
 	}
+	file_qpc_v1_group_proto_init()
 	file_qpc_v1_options_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -865,7 +1353,7 @@ func file_qpc_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_qpc_v1_federation_proto_rawDesc), len(file_qpc_v1_federation_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -696,9 +696,9 @@ const file_qpc_v1_group_proto_rawDesc = "" +
 	"\x0eremove_members\x18\b \x03(\fR\rremoveMembers\"F\n" +
 	"\x12RotateKeysResponse\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch2i\n" +
-	"\x0eChannelService\x12W\n" +
-	"\rCreateChannel\x12\x1c.qpc.v1.CreateChannelRequest\x1a\x1d.qpc.v1.CreateChannelResponse\"\t\xa2\xbb\x18\x05\b\x90\x03\x10\x022\x84\x03\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch2\x8e\x01\n" +
+	"\x0eChannelService\x12|\n" +
+	"\rCreateChannel\x12\x1c.qpc.v1.CreateChannelRequest\x1a\x1d.qpc.v1.CreateChannelResponse\".\xa2\xbb\x18*\b\x90\x03\x10\x02 \x80 *\x03\x10%22\x1b4,096 channels an identity.2\x84\x03\n" +
 	"\fGroupService\x12T\n" +
 	"\fRemoveMember\x12\x1b.qpc.v1.RemoveMemberRequest\x1a\x1c.qpc.v1.RemoveMemberResponse\"\t\xa2\xbb\x18\x05\b\x9a\x03\x10\x02\x12i\n" +
 	"\x13UpdateGroupMetadata\x12\".qpc.v1.UpdateGroupMetadataRequest\x1a#.qpc.v1.UpdateGroupMetadataResponse\"\t\xa2\xbb\x18\x05\b\x9b\x03\x10\x02\x12c\n" +

@@ -9,124 +9,168 @@ import (
 
 // Method ids, as they stand in the request header.
 const (
-	MethodOpaqueRegisterStart  MethodID = 100
-	MethodOpaqueRegisterFinish MethodID = 101
-	MethodOpaqueLoginStart     MethodID = 102
-	MethodOpaqueLoginFinish    MethodID = 103
-	MethodEnqueue              MethodID = 200
-	MethodFetch                MethodID = 201
-	MethodFetchWait            MethodID = 202
-	MethodPeek                 MethodID = 203
-	MethodAck                  MethodID = 204
-	MethodBatchEnqueue         MethodID = 205
-	MethodUploadKeyPackage     MethodID = 300
-	MethodFetchKeyPackage      MethodID = 301
-	MethodUploadHybridKey      MethodID = 302
-	MethodFetchHybridKey       MethodID = 303
-	MethodFetchHybridKeys      MethodID = 304
-	MethodCreateChannel        MethodID = 400
-	MethodRemoveMember         MethodID = 410
-	MethodUpdateGroupMetadata  MethodID = 411
-	MethodListGroupMembers     MethodID = 412
-	MethodRotateKeys           MethodID = 413
-	MethodReportMessage        MethodID = 420
-	MethodBanUser              MethodID = 421
-	MethodUnbanUser            MethodID = 422
-	MethodListReports          MethodID = 423
-	MethodListBanned           MethodID = 424
-	MethodResolveUser          MethodID = 500
-	MethodResolveIdentity      MethodID = 501
-	MethodRevokeKey            MethodID = 510
-	MethodCheckRevocation      MethodID = 511
-	MethodAuditKeyTransparency MethodID = 520
-	MethodUploadBlob           MethodID = 600
-	MethodDownloadBlob         MethodID = 601
-	MethodRegisterDevice       MethodID = 700
-	MethodListDevices          MethodID = 701
-	MethodRevokeDevice         MethodID = 702
-	MethodRegisterPushToken    MethodID = 710
-	MethodStoreRecoveryBundle  MethodID = 750
-	MethodFetchRecoveryBundle  MethodID = 751
-	MethodDeleteRecoveryBundle MethodID = 752
-	MethodPublishEndpoint      MethodID = 800
-	MethodResolveEndpoint      MethodID = 801
-	MethodHealth               MethodID = 802
-	MethodRelayEnqueue         MethodID = 900
-	MethodRelayBatchEnqueue    MethodID = 901
-	MethodProxyFetchKeyPackage MethodID = 902
-	MethodProxyFetchHybridKey  MethodID = 903
-	MethodProxyResolveUser     MethodID = 904
-	MethodFederationHealth     MethodID = 905
-	MethodDeleteAccount        MethodID = 950
-	MethodLogout               MethodID = 1000
-	MethodChangePasswordStart  MethodID = 1001
-	MethodChangePasswordFinish MethodID = 1002
-	MethodGetCheckpoint        MethodID = 1010
-	MethodProveConsistency     MethodID = 1011
-	MethodListUsers            MethodID = 1020
-	MethodBlockUser            MethodID = 1021
-	MethodUnblockUser          MethodID = 1022
-	MethodFetchKeyPackages     MethodID = 1030
+	MethodOpaqueRegisterStart      MethodID = 100
+	MethodOpaqueRegisterFinish     MethodID = 101
+	MethodOpaqueLoginStart         MethodID = 102
+	MethodOpaqueLoginFinish        MethodID = 103
+	MethodEnqueue                  MethodID = 200
+	MethodFetch                    MethodID = 201
+	MethodFetchWait                MethodID = 202
+	MethodPeek                     MethodID = 203
+	MethodAck                      MethodID = 204
+	MethodBatchEnqueue             MethodID = 205
+	MethodUploadKeyPackage         MethodID = 300
+	MethodFetchKeyPackage          MethodID = 301
+	MethodUploadHybridKey          MethodID = 302
+	MethodFetchHybridKey           MethodID = 303
+	MethodFetchHybridKeys          MethodID = 304
+	MethodCreateChannel            MethodID = 400
+	MethodRemoveMember             MethodID = 410
+	MethodUpdateGroupMetadata      MethodID = 411
+	MethodListGroupMembers         MethodID = 412
+	MethodRotateKeys               MethodID = 413
+	MethodReportMessage            MethodID = 420
+	MethodBanUser                  MethodID = 421
+	MethodUnbanUser                MethodID = 422
+	MethodListReports              MethodID = 423
+	MethodListBanned               MethodID = 424
+	MethodResolveUser              MethodID = 500
+	MethodResolveIdentity          MethodID = 501
+	MethodRevokeKey                MethodID = 510
+	MethodCheckRevocation          MethodID = 511
+	MethodAuditKeyTransparency     MethodID = 520
+	MethodUploadBlob               MethodID = 600
+	MethodDownloadBlob             MethodID = 601
+	MethodRegisterDevice           MethodID = 700
+	MethodListDevices              MethodID = 701
+	MethodRevokeDevice             MethodID = 702
+	MethodRegisterPushToken        MethodID = 710
+	MethodStoreRecoveryBundle      MethodID = 750
+	MethodFetchRecoveryBundle      MethodID = 751
+	MethodDeleteRecoveryBundle     MethodID = 752
+	MethodPublishEndpoint          MethodID = 800
+	MethodResolveEndpoint          MethodID = 801
+	MethodHealth                   MethodID = 802
+	MethodRelayEnqueue             MethodID = 900
+	MethodRelayBatchEnqueue        MethodID = 901
+	MethodProxyFetchKeyPackage     MethodID = 902
+	MethodProxyFetchHybridKey      MethodID = 903
+	MethodProxyResolveUser         MethodID = 904
+	MethodFederationHealth         MethodID = 905
+	MethodDeleteAccount            MethodID = 950
+	MethodLogout                   MethodID = 1000
+	MethodChangePasswordStart      MethodID = 1001
+	MethodChangePasswordFinish     MethodID = 1002
+	MethodGetCheckpoint            MethodID = 1010
+	MethodProveConsistency         MethodID = 1011
+	MethodListUsers                MethodID = 1020
+	MethodBlockUser                MethodID = 1021
+	MethodUnblockUser              MethodID = 1022
+	MethodFetchKeyPackages         MethodID = 1030
+	MethodGetStatus                MethodID = 1100
+	MethodDiagnose                 MethodID = 1101
+	MethodListAccounts             MethodID = 1110
+	MethodGetAccount               MethodID = 1111
+	MethodRemoveAccount            MethodID = 1112
+	MethodResetPassword            MethodID = 1113
+	MethodRemoveAccountDevice      MethodID = 1114
+	MethodCreateInvite             MethodID = 1120
+	MethodListInvites              MethodID = 1121
+	MethodRevokeInvite             MethodID = 1122
+	MethodAddPeer                  MethodID = 1140
+	MethodListPeers                MethodID = 1141
+	MethodRemovePeer               MethodID = 1142
+	MethodTestPeer                 MethodID = 1143
+	MethodVerifyLog                MethodID = 1150
+	MethodPrepareBackup            MethodID = 1160
+	MethodFinishBackup             MethodID = 1161
+	MethodRotateCertificate        MethodID = 1170
+	MethodRelayGroupState          MethodID = 1200
+	MethodProxyRotateKeys          MethodID = 1201
+	MethodProxyUpdateGroupMetadata MethodID = 1202
+	MethodProxyRemoveMember        MethodID = 1203
 )
 
 // methodTable is every method of the protocol, by id.
 var methodTable = [...]MethodInfo{
-	{ID: MethodOpaqueRegisterStart, Name: "OpaqueRegisterStart", Service: "AuthService", Access: Access_ACCESS_PUBLIC, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(OpaqueRegisterStartRequest) }, NewResponse: func() proto.Message { return new(OpaqueRegisterStartResponse) }},
-	{ID: MethodOpaqueRegisterFinish, Name: "OpaqueRegisterFinish", Service: "AuthService", Access: Access_ACCESS_PUBLIC, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(OpaqueRegisterFinishRequest) }, NewResponse: func() proto.Message { return new(OpaqueRegisterFinishResponse) }},
-	{ID: MethodOpaqueLoginStart, Name: "OpaqueLoginStart", Service: "AuthService", Access: Access_ACCESS_PUBLIC, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(OpaqueLoginStartRequest) }, NewResponse: func() proto.Message { return new(OpaqueLoginStartResponse) }},
-	{ID: MethodOpaqueLoginFinish, Name: "OpaqueLoginFinish", Service: "AuthService", Access: Access_ACCESS_PUBLIC, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(OpaqueLoginFinishRequest) }, NewResponse: func() proto.Message { return new(OpaqueLoginFinishResponse) }},
-	{ID: MethodEnqueue, Name: "Enqueue", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(EnqueueRequest) }, NewResponse: func() proto.Message { return new(EnqueueResponse) }},
-	{ID: MethodFetch, Name: "Fetch", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(FetchRequest) }, NewResponse: func() proto.Message { return new(FetchResponse) }},
-	{ID: MethodFetchWait, Name: "FetchWait", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 70 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(FetchWaitRequest) }, NewResponse: func() proto.Message { return new(FetchWaitResponse) }},
-	{ID: MethodPeek, Name: "Peek", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(PeekRequest) }, NewResponse: func() proto.Message { return new(PeekResponse) }},
-	{ID: MethodAck, Name: "Ack", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(AckRequest) }, NewResponse: func() proto.Message { return new(AckResponse) }},
-	{ID: MethodBatchEnqueue, Name: "BatchEnqueue", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(BatchEnqueueRequest) }, NewResponse: func() proto.Message { return new(BatchEnqueueResponse) }},
-	{ID: MethodUploadKeyPackage, Name: "UploadKeyPackage", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(UploadKeyPackageRequest) }, NewResponse: func() proto.Message { return new(UploadKeyPackageResponse) }},
-	{ID: MethodFetchKeyPackage, Name: "FetchKeyPackage", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(FetchKeyPackageRequest) }, NewResponse: func() proto.Message { return new(FetchKeyPackageResponse) }},
-	{ID: MethodUploadHybridKey, Name: "UploadHybridKey", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(UploadHybridKeyRequest) }, NewResponse: func() proto.Message { return new(UploadHybridKeyResponse) }},
-	{ID: MethodFetchHybridKey, Name: "FetchHybridKey", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(FetchHybridKeyRequest) }, NewResponse: func() proto.Message { return new(FetchHybridKeyResponse) }},
-	{ID: MethodFetchHybridKeys, Name: "FetchHybridKeys", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(FetchHybridKeysRequest) }, NewResponse: func() proto.Message { return new(FetchHybridKeysResponse) }},
-	{ID: MethodCreateChannel, Name: "CreateChannel", Service: "ChannelService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(CreateChannelRequest) }, NewResponse: func() proto.Message { return new(CreateChannelResponse) }},
-	{ID: MethodRemoveMember, Name: "RemoveMember", Service: "GroupService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(RemoveMemberRequest) }, NewResponse: func() proto.Message { return new(RemoveMemberResponse) }},
-	{ID: MethodUpdateGroupMetadata, Name: "UpdateGroupMetadata", Service: "GroupService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(UpdateGroupMetadataRequest) }, NewResponse: func() proto.Message { return new(UpdateGroupMetadataResponse) }},
-	{ID: MethodListGroupMembers, Name: "ListGroupMembers", Service: "GroupService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ListGroupMembersRequest) }, NewResponse: func() proto.Message { return new(ListGroupMembersResponse) }},
-	{ID: MethodRotateKeys, Name: "RotateKeys", Service: "GroupService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(RotateKeysRequest) }, NewResponse: func() proto.Message { return new(RotateKeysResponse) }},
-	{ID: MethodReportMessage, Name: "ReportMessage", Service: "ModerationService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ReportMessageRequest) }, NewResponse: func() proto.Message { return new(ReportMessageResponse) }},
-	{ID: MethodBanUser, Name: "BanUser", Service: "ModerationService", Access: Access_ACCESS_ADMIN, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(BanUserRequest) }, NewResponse: func() proto.Message { return new(BanUserResponse) }},
-	{ID: MethodUnbanUser, Name: "UnbanUser", Service: "ModerationService", Access: Access_ACCESS_ADMIN, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(UnbanUserRequest) }, NewResponse: func() proto.Message { return new(UnbanUserResponse) }},
-	{ID: MethodListReports, Name: "ListReports", Service: "ModerationService", Access: Access_ACCESS_ADMIN, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ListReportsRequest) }, NewResponse: func() proto.Message { return new(ListReportsResponse) }},
-	{ID: MethodListBanned, Name: "ListBanned", Service: "ModerationService", Access: Access_ACCESS_ADMIN, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ListBannedRequest) }, NewResponse: func() proto.Message { return new(ListBannedResponse) }},
-	{ID: MethodResolveUser, Name: "ResolveUser", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ResolveUserRequest) }, NewResponse: func() proto.Message { return new(ResolveUserResponse) }},
-	{ID: MethodResolveIdentity, Name: "ResolveIdentity", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ResolveIdentityRequest) }, NewResponse: func() proto.Message { return new(ResolveIdentityResponse) }},
-	{ID: MethodRevokeKey, Name: "RevokeKey", Service: "TransparencyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(RevokeKeyRequest) }, NewResponse: func() proto.Message { return new(RevokeKeyResponse) }},
-	{ID: MethodCheckRevocation, Name: "CheckRevocation", Service: "TransparencyService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(CheckRevocationRequest) }, NewResponse: func() proto.Message { return new(CheckRevocationResponse) }},
-	{ID: MethodAuditKeyTransparency, Name: "AuditKeyTransparency", Service: "TransparencyService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(AuditKeyTransparencyRequest) }, NewResponse: func() proto.Message { return new(AuditKeyTransparencyResponse) }},
-	{ID: MethodUploadBlob, Name: "UploadBlob", Service: "BlobService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(UploadBlobRequest) }, NewResponse: func() proto.Message { return new(UploadBlobResponse) }},
-	{ID: MethodDownloadBlob, Name: "DownloadBlob", Service: "BlobService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(DownloadBlobRequest) }, NewResponse: func() proto.Message { return new(DownloadBlobResponse) }},
-	{ID: MethodRegisterDevice, Name: "RegisterDevice", Service: "DeviceService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(RegisterDeviceRequest) }, NewResponse: func() proto.Message { return new(RegisterDeviceResponse) }},
-	{ID: MethodListDevices, Name: "ListDevices", Service: "DeviceService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ListDevicesRequest) }, NewResponse: func() proto.Message { return new(ListDevicesResponse) }},
-	{ID: MethodRevokeDevice, Name: "RevokeDevice", Service: "DeviceService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(RevokeDeviceRequest) }, NewResponse: func() proto.Message { return new(RevokeDeviceResponse) }},
-	{ID: MethodRegisterPushToken, Name: "RegisterPushToken", Service: "PushTokenService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(RegisterPushTokenRequest) }, NewResponse: func() proto.Message { return new(RegisterPushTokenResponse) }},
-	{ID: MethodStoreRecoveryBundle, Name: "StoreRecoveryBundle", Service: "RecoveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(StoreRecoveryBundleRequest) }, NewResponse: func() proto.Message { return new(StoreRecoveryBundleResponse) }},
-	{ID: MethodFetchRecoveryBundle, Name: "FetchRecoveryBundle", Service: "RecoveryService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(FetchRecoveryBundleRequest) }, NewResponse: func() proto.Message { return new(FetchRecoveryBundleResponse) }},
-	{ID: MethodDeleteRecoveryBundle, Name: "DeleteRecoveryBundle", Service: "RecoveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(DeleteRecoveryBundleRequest) }, NewResponse: func() proto.Message { return new(DeleteRecoveryBundleResponse) }},
-	{ID: MethodPublishEndpoint, Name: "PublishEndpoint", Service: "EndpointService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(PublishEndpointRequest) }, NewResponse: func() proto.Message { return new(PublishEndpointResponse) }},
-	{ID: MethodResolveEndpoint, Name: "ResolveEndpoint", Service: "EndpointService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ResolveEndpointRequest) }, NewResponse: func() proto.Message { return new(ResolveEndpointResponse) }},
-	{ID: MethodHealth, Name: "Health", Service: "HealthService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(HealthRequest) }, NewResponse: func() proto.Message { return new(HealthResponse) }},
-	{ID: MethodRelayEnqueue, Name: "RelayEnqueue", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(RelayEnqueueRequest) }, NewResponse: func() proto.Message { return new(RelayEnqueueResponse) }},
-	{ID: MethodRelayBatchEnqueue, Name: "RelayBatchEnqueue", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(RelayBatchEnqueueRequest) }, NewResponse: func() proto.Message { return new(RelayBatchEnqueueResponse) }},
-	{ID: MethodProxyFetchKeyPackage, Name: "ProxyFetchKeyPackage", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ProxyFetchKeyPackageRequest) }, NewResponse: func() proto.Message { return new(ProxyFetchKeyPackageResponse) }},
-	{ID: MethodProxyFetchHybridKey, Name: "ProxyFetchHybridKey", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ProxyFetchHybridKeyRequest) }, NewResponse: func() proto.Message { return new(ProxyFetchHybridKeyResponse) }},
-	{ID: MethodProxyResolveUser, Name: "ProxyResolveUser", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ProxyResolveUserRequest) }, NewResponse: func() proto.Message { return new(ProxyResolveUserResponse) }},
-	{ID: MethodFederationHealth, Name: "FederationHealth", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(FederationHealthRequest) }, NewResponse: func() proto.Message { return new(FederationHealthResponse) }},
-	{ID: MethodDeleteAccount, Name: "DeleteAccount", Service: "AuthService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(DeleteAccountRequest) }, NewResponse: func() proto.Message { return new(DeleteAccountResponse) }},
-	{ID: MethodLogout, Name: "Logout", Service: "AuthService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(LogoutRequest) }, NewResponse: func() proto.Message { return new(LogoutResponse) }},
-	{ID: MethodChangePasswordStart, Name: "ChangePasswordStart", Service: "AuthService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(ChangePasswordStartRequest) }, NewResponse: func() proto.Message { return new(ChangePasswordStartResponse) }},
-	{ID: MethodChangePasswordFinish, Name: "ChangePasswordFinish", Service: "AuthService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(ChangePasswordFinishRequest) }, NewResponse: func() proto.Message { return new(ChangePasswordFinishResponse) }},
-	{ID: MethodGetCheckpoint, Name: "GetCheckpoint", Service: "TransparencyService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(GetCheckpointRequest) }, NewResponse: func() proto.Message { return new(GetCheckpointResponse) }},
-	{ID: MethodProveConsistency, Name: "ProveConsistency", Service: "TransparencyService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, NewRequest: func() proto.Message { return new(ProveConsistencyRequest) }, NewResponse: func() proto.Message { return new(ProveConsistencyResponse) }},
-	{ID: MethodListUsers, Name: "ListUsers", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(ListUsersRequest) }, NewResponse: func() proto.Message { return new(ListUsersResponse) }},
-	{ID: MethodBlockUser, Name: "BlockUser", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(BlockUserRequest) }, NewResponse: func() proto.Message { return new(BlockUserResponse) }},
-	{ID: MethodUnblockUser, Name: "UnblockUser", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(UnblockUserRequest) }, NewResponse: func() proto.Message { return new(UnblockUserResponse) }},
-	{ID: MethodFetchKeyPackages, Name: "FetchKeyPackages", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, NewRequest: func() proto.Message { return new(FetchKeyPackagesRequest) }, NewResponse: func() proto.Message { return new(FetchKeyPackagesResponse) }},
+	{ID: MethodOpaqueRegisterStart, Name: "OpaqueRegisterStart", Service: "AuthService", Access: Access_ACCESS_PUBLIC, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(OpaqueRegisterStartRequest) }, NewResponse: func() proto.Message { return new(OpaqueRegisterStartResponse) }},
+	{ID: MethodOpaqueRegisterFinish, Name: "OpaqueRegisterFinish", Service: "AuthService", Access: Access_ACCESS_PUBLIC, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(OpaqueRegisterFinishRequest) }, NewResponse: func() proto.Message { return new(OpaqueRegisterFinishResponse) }},
+	{ID: MethodOpaqueLoginStart, Name: "OpaqueLoginStart", Service: "AuthService", Access: Access_ACCESS_PUBLIC, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(OpaqueLoginStartRequest) }, NewResponse: func() proto.Message { return new(OpaqueLoginStartResponse) }},
+	{ID: MethodOpaqueLoginFinish, Name: "OpaqueLoginFinish", Service: "AuthService", Access: Access_ACCESS_PUBLIC, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(OpaqueLoginFinishRequest) }, NewResponse: func() proto.Message { return new(OpaqueLoginFinishResponse) }},
+	{ID: MethodEnqueue, Name: "Enqueue", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(EnqueueRequest) }, NewResponse: func() proto.Message { return new(EnqueueResponse) }},
+	{ID: MethodFetch, Name: "Fetch", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(FetchRequest) }, NewResponse: func() proto.Message { return new(FetchResponse) }},
+	{ID: MethodFetchWait, Name: "FetchWait", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 70 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(FetchWaitRequest) }, NewResponse: func() proto.Message { return new(FetchWaitResponse) }},
+	{ID: MethodPeek, Name: "Peek", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(PeekRequest) }, NewResponse: func() proto.Message { return new(PeekResponse) }},
+	{ID: MethodAck, Name: "Ack", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(AckRequest) }, NewResponse: func() proto.Message { return new(AckResponse) }},
+	{ID: MethodBatchEnqueue, Name: "BatchEnqueue", Service: "DeliveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(BatchEnqueueRequest) }, NewResponse: func() proto.Message { return new(BatchEnqueueResponse) }},
+	{ID: MethodUploadKeyPackage, Name: "UploadKeyPackage", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(UploadKeyPackageRequest) }, NewResponse: func() proto.Message { return new(UploadKeyPackageResponse) }},
+	{ID: MethodFetchKeyPackage, Name: "FetchKeyPackage", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(FetchKeyPackageRequest) }, NewResponse: func() proto.Message { return new(FetchKeyPackageResponse) }},
+	{ID: MethodUploadHybridKey, Name: "UploadHybridKey", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(UploadHybridKeyRequest) }, NewResponse: func() proto.Message { return new(UploadHybridKeyResponse) }},
+	{ID: MethodFetchHybridKey, Name: "FetchHybridKey", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(FetchHybridKeyRequest) }, NewResponse: func() proto.Message { return new(FetchHybridKeyResponse) }},
+	{ID: MethodFetchHybridKeys, Name: "FetchHybridKeys", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(FetchHybridKeysRequest) }, NewResponse: func() proto.Message { return new(FetchHybridKeysResponse) }},
+	{ID: MethodCreateChannel, Name: "CreateChannel", Service: "ChannelService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: []Code{Code_CODE_USER_NOT_FOUND, Code_CODE_QUOTA_EXCEEDED, Code_CODE_DOMAIN_UNKNOWN}, NewRequest: func() proto.Message { return new(CreateChannelRequest) }, NewResponse: func() proto.Message { return new(CreateChannelResponse) }},
+	{ID: MethodRemoveMember, Name: "RemoveMember", Service: "GroupService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RemoveMemberRequest) }, NewResponse: func() proto.Message { return new(RemoveMemberResponse) }},
+	{ID: MethodUpdateGroupMetadata, Name: "UpdateGroupMetadata", Service: "GroupService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(UpdateGroupMetadataRequest) }, NewResponse: func() proto.Message { return new(UpdateGroupMetadataResponse) }},
+	{ID: MethodListGroupMembers, Name: "ListGroupMembers", Service: "GroupService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ListGroupMembersRequest) }, NewResponse: func() proto.Message { return new(ListGroupMembersResponse) }},
+	{ID: MethodRotateKeys, Name: "RotateKeys", Service: "GroupService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RotateKeysRequest) }, NewResponse: func() proto.Message { return new(RotateKeysResponse) }},
+	{ID: MethodReportMessage, Name: "ReportMessage", Service: "ModerationService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ReportMessageRequest) }, NewResponse: func() proto.Message { return new(ReportMessageResponse) }},
+	{ID: MethodBanUser, Name: "BanUser", Service: "ModerationService", Access: Access_ACCESS_ADMIN, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(BanUserRequest) }, NewResponse: func() proto.Message { return new(BanUserResponse) }},
+	{ID: MethodUnbanUser, Name: "UnbanUser", Service: "ModerationService", Access: Access_ACCESS_ADMIN, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(UnbanUserRequest) }, NewResponse: func() proto.Message { return new(UnbanUserResponse) }},
+	{ID: MethodListReports, Name: "ListReports", Service: "ModerationService", Access: Access_ACCESS_ADMIN, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ListReportsRequest) }, NewResponse: func() proto.Message { return new(ListReportsResponse) }},
+	{ID: MethodListBanned, Name: "ListBanned", Service: "ModerationService", Access: Access_ACCESS_ADMIN, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ListBannedRequest) }, NewResponse: func() proto.Message { return new(ListBannedResponse) }},
+	{ID: MethodResolveUser, Name: "ResolveUser", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ResolveUserRequest) }, NewResponse: func() proto.Message { return new(ResolveUserResponse) }},
+	{ID: MethodResolveIdentity, Name: "ResolveIdentity", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ResolveIdentityRequest) }, NewResponse: func() proto.Message { return new(ResolveIdentityResponse) }},
+	{ID: MethodRevokeKey, Name: "RevokeKey", Service: "TransparencyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RevokeKeyRequest) }, NewResponse: func() proto.Message { return new(RevokeKeyResponse) }},
+	{ID: MethodCheckRevocation, Name: "CheckRevocation", Service: "TransparencyService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(CheckRevocationRequest) }, NewResponse: func() proto.Message { return new(CheckRevocationResponse) }},
+	{ID: MethodAuditKeyTransparency, Name: "AuditKeyTransparency", Service: "TransparencyService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(AuditKeyTransparencyRequest) }, NewResponse: func() proto.Message { return new(AuditKeyTransparencyResponse) }},
+	{ID: MethodUploadBlob, Name: "UploadBlob", Service: "BlobService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(UploadBlobRequest) }, NewResponse: func() proto.Message { return new(UploadBlobResponse) }},
+	{ID: MethodDownloadBlob, Name: "DownloadBlob", Service: "BlobService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(DownloadBlobRequest) }, NewResponse: func() proto.Message { return new(DownloadBlobResponse) }},
+	{ID: MethodRegisterDevice, Name: "RegisterDevice", Service: "DeviceService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RegisterDeviceRequest) }, NewResponse: func() proto.Message { return new(RegisterDeviceResponse) }},
+	{ID: MethodListDevices, Name: "ListDevices", Service: "DeviceService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ListDevicesRequest) }, NewResponse: func() proto.Message { return new(ListDevicesResponse) }},
+	{ID: MethodRevokeDevice, Name: "RevokeDevice", Service: "DeviceService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RevokeDeviceRequest) }, NewResponse: func() proto.Message { return new(RevokeDeviceResponse) }},
+	{ID: MethodRegisterPushToken, Name: "RegisterPushToken", Service: "PushTokenService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RegisterPushTokenRequest) }, NewResponse: func() proto.Message { return new(RegisterPushTokenResponse) }},
+	{ID: MethodStoreRecoveryBundle, Name: "StoreRecoveryBundle", Service: "RecoveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(StoreRecoveryBundleRequest) }, NewResponse: func() proto.Message { return new(StoreRecoveryBundleResponse) }},
+	{ID: MethodFetchRecoveryBundle, Name: "FetchRecoveryBundle", Service: "RecoveryService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(FetchRecoveryBundleRequest) }, NewResponse: func() proto.Message { return new(FetchRecoveryBundleResponse) }},
+	{ID: MethodDeleteRecoveryBundle, Name: "DeleteRecoveryBundle", Service: "RecoveryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(DeleteRecoveryBundleRequest) }, NewResponse: func() proto.Message { return new(DeleteRecoveryBundleResponse) }},
+	{ID: MethodPublishEndpoint, Name: "PublishEndpoint", Service: "EndpointService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(PublishEndpointRequest) }, NewResponse: func() proto.Message { return new(PublishEndpointResponse) }},
+	{ID: MethodResolveEndpoint, Name: "ResolveEndpoint", Service: "EndpointService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ResolveEndpointRequest) }, NewResponse: func() proto.Message { return new(ResolveEndpointResponse) }},
+	{ID: MethodHealth, Name: "Health", Service: "HealthService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(HealthRequest) }, NewResponse: func() proto.Message { return new(HealthResponse) }},
+	{ID: MethodRelayEnqueue, Name: "RelayEnqueue", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RelayEnqueueRequest) }, NewResponse: func() proto.Message { return new(RelayEnqueueResponse) }},
+	{ID: MethodRelayBatchEnqueue, Name: "RelayBatchEnqueue", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RelayBatchEnqueueRequest) }, NewResponse: func() proto.Message { return new(RelayBatchEnqueueResponse) }},
+	{ID: MethodProxyFetchKeyPackage, Name: "ProxyFetchKeyPackage", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ProxyFetchKeyPackageRequest) }, NewResponse: func() proto.Message { return new(ProxyFetchKeyPackageResponse) }},
+	{ID: MethodProxyFetchHybridKey, Name: "ProxyFetchHybridKey", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ProxyFetchHybridKeyRequest) }, NewResponse: func() proto.Message { return new(ProxyFetchHybridKeyResponse) }},
+	{ID: MethodProxyResolveUser, Name: "ProxyResolveUser", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ProxyResolveUserRequest) }, NewResponse: func() proto.Message { return new(ProxyResolveUserResponse) }},
+	{ID: MethodFederationHealth, Name: "FederationHealth", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(FederationHealthRequest) }, NewResponse: func() proto.Message { return new(FederationHealthResponse) }},
+	{ID: MethodDeleteAccount, Name: "DeleteAccount", Service: "AuthService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(DeleteAccountRequest) }, NewResponse: func() proto.Message { return new(DeleteAccountResponse) }},
+	{ID: MethodLogout, Name: "Logout", Service: "AuthService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(LogoutRequest) }, NewResponse: func() proto.Message { return new(LogoutResponse) }},
+	{ID: MethodChangePasswordStart, Name: "ChangePasswordStart", Service: "AuthService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(ChangePasswordStartRequest) }, NewResponse: func() proto.Message { return new(ChangePasswordStartResponse) }},
+	{ID: MethodChangePasswordFinish, Name: "ChangePasswordFinish", Service: "AuthService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(ChangePasswordFinishRequest) }, NewResponse: func() proto.Message { return new(ChangePasswordFinishResponse) }},
+	{ID: MethodGetCheckpoint, Name: "GetCheckpoint", Service: "TransparencyService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(GetCheckpointRequest) }, NewResponse: func() proto.Message { return new(GetCheckpointResponse) }},
+	{ID: MethodProveConsistency, Name: "ProveConsistency", Service: "TransparencyService", Access: Access_ACCESS_PUBLIC, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4096, Errors: nil, NewRequest: func() proto.Message { return new(ProveConsistencyRequest) }, NewResponse: func() proto.Message { return new(ProveConsistencyResponse) }},
+	{ID: MethodListUsers, Name: "ListUsers", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ListUsersRequest) }, NewResponse: func() proto.Message { return new(ListUsersResponse) }},
+	{ID: MethodBlockUser, Name: "BlockUser", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(BlockUserRequest) }, NewResponse: func() proto.Message { return new(BlockUserResponse) }},
+	{ID: MethodUnblockUser, Name: "UnblockUser", Service: "DirectoryService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(UnblockUserRequest) }, NewResponse: func() proto.Message { return new(UnblockUserResponse) }},
+	{ID: MethodFetchKeyPackages, Name: "FetchKeyPackages", Service: "KeyService", Access: Access_ACCESS_SESSION, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(FetchKeyPackagesRequest) }, NewResponse: func() proto.Message { return new(FetchKeyPackagesResponse) }},
+	{ID: MethodGetStatus, Name: "GetStatus", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(GetStatusRequest) }, NewResponse: func() proto.Message { return new(GetStatusResponse) }},
+	{ID: MethodDiagnose, Name: "Diagnose", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(DiagnoseRequest) }, NewResponse: func() proto.Message { return new(DiagnoseResponse) }},
+	{ID: MethodListAccounts, Name: "ListAccounts", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ListAccountsRequest) }, NewResponse: func() proto.Message { return new(ListAccountsResponse) }},
+	{ID: MethodGetAccount, Name: "GetAccount", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(GetAccountRequest) }, NewResponse: func() proto.Message { return new(GetAccountResponse) }},
+	{ID: MethodRemoveAccount, Name: "RemoveAccount", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RemoveAccountRequest) }, NewResponse: func() proto.Message { return new(RemoveAccountResponse) }},
+	{ID: MethodResetPassword, Name: "ResetPassword", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ResetPasswordRequest) }, NewResponse: func() proto.Message { return new(ResetPasswordResponse) }},
+	{ID: MethodRemoveAccountDevice, Name: "RemoveAccountDevice", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RemoveAccountDeviceRequest) }, NewResponse: func() proto.Message { return new(RemoveAccountDeviceResponse) }},
+	{ID: MethodCreateInvite, Name: "CreateInvite", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(CreateInviteRequest) }, NewResponse: func() proto.Message { return new(CreateInviteResponse) }},
+	{ID: MethodListInvites, Name: "ListInvites", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ListInvitesRequest) }, NewResponse: func() proto.Message { return new(ListInvitesResponse) }},
+	{ID: MethodRevokeInvite, Name: "RevokeInvite", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RevokeInviteRequest) }, NewResponse: func() proto.Message { return new(RevokeInviteResponse) }},
+	{ID: MethodAddPeer, Name: "AddPeer", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(AddPeerRequest) }, NewResponse: func() proto.Message { return new(AddPeerResponse) }},
+	{ID: MethodListPeers, Name: "ListPeers", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: true, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ListPeersRequest) }, NewResponse: func() proto.Message { return new(ListPeersResponse) }},
+	{ID: MethodRemovePeer, Name: "RemovePeer", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RemovePeerRequest) }, NewResponse: func() proto.Message { return new(RemovePeerResponse) }},
+	{ID: MethodTestPeer, Name: "TestPeer", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(TestPeerRequest) }, NewResponse: func() proto.Message { return new(TestPeerResponse) }},
+	{ID: MethodVerifyLog, Name: "VerifyLog", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: true, Deadline: 600 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(VerifyLogRequest) }, NewResponse: func() proto.Message { return new(VerifyLogResponse) }},
+	{ID: MethodPrepareBackup, Name: "PrepareBackup", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 600 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(PrepareBackupRequest) }, NewResponse: func() proto.Message { return new(PrepareBackupResponse) }},
+	{ID: MethodFinishBackup, Name: "FinishBackup", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(FinishBackupRequest) }, NewResponse: func() proto.Message { return new(FinishBackupResponse) }},
+	{ID: MethodRotateCertificate, Name: "RotateCertificate", Service: "ControlService", Access: Access_ACCESS_LOCAL, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RotateCertificateRequest) }, NewResponse: func() proto.Message { return new(RotateCertificateResponse) }},
+	{ID: MethodRelayGroupState, Name: "RelayGroupState", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(RelayGroupStateRequest) }, NewResponse: func() proto.Message { return new(RelayGroupStateResponse) }},
+	{ID: MethodProxyRotateKeys, Name: "ProxyRotateKeys", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ProxyRotateKeysRequest) }, NewResponse: func() proto.Message { return new(RotateKeysResponse) }},
+	{ID: MethodProxyUpdateGroupMetadata, Name: "ProxyUpdateGroupMetadata", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ProxyUpdateGroupMetadataRequest) }, NewResponse: func() proto.Message { return new(UpdateGroupMetadataResponse) }},
+	{ID: MethodProxyRemoveMember, Name: "ProxyRemoveMember", Service: "FederationService", Access: Access_ACCESS_PEER, Idempotent: false, Deadline: 30 * time.Second, MaxRequest: 4194304, Errors: nil, NewRequest: func() proto.Message { return new(ProxyRemoveMemberRequest) }, NewResponse: func() proto.Message { return new(RemoveMemberResponse) }},
 }

@@ -218,6 +218,34 @@ const (
 	Code_CODE_DISK_FULL               Code = 36
 	Code_CODE_QUOTA_EXCEEDED          Code = 37
 	Code_CODE_REPORT_EMPTY            Code = 38
+	Code_CODE_GROUP_FULL              Code = 39
+	// Only the owner of a group may do this.
+	Code_CODE_OWNER_REQUIRED Code = 40
+	// The whole of a blob does not have the hash it was announced under.
+	Code_CODE_BLOB_MISMATCH Code = 41
+	// A chunk that does not continue what is stored; an empty chunk asks where
+	// to go on.
+	Code_CODE_BLOB_OFFSET        Code = 42
+	Code_CODE_BUNDLE_NOT_FOUND   Code = 43
+	Code_CODE_BUNDLE_LIMIT       Code = 44
+	Code_CODE_ENDPOINT_NOT_FOUND Code = 45
+	// The identity key has been revoked in the transparency log.
+	Code_CODE_KEY_REVOKED   Code = 46
+	Code_CODE_BAN_NOT_FOUND Code = 47
+	// The owner has not listed the host of this push address.
+	Code_CODE_PUSH_HOST_REFUSED Code = 48
+	Code_CODE_REPORT_LIMIT      Code = 49
+	// The domain is none of the servers that this one federates with.
+	Code_CODE_DOMAIN_UNKNOWN Code = 50
+	// The other server cannot be reached now, or does not answer as it should.
+	Code_CODE_PEER_UNREACHABLE Code = 51
+	// What a peer says of itself or of a user is not what it is pinned for.
+	Code_CODE_ORIGIN_MISMATCH  Code = 52
+	Code_CODE_PEER_NOT_FOUND   Code = 53
+	Code_CODE_INVITE_NOT_FOUND Code = 54
+	Code_CODE_PEER_EXISTS      Code = 55
+	// A backup, a rotation or a verification is under way already.
+	Code_CODE_ALREADY_RUNNING Code = 56
 )
 
 // Enum value maps for Code.
@@ -262,6 +290,24 @@ var (
 		36: "CODE_DISK_FULL",
 		37: "CODE_QUOTA_EXCEEDED",
 		38: "CODE_REPORT_EMPTY",
+		39: "CODE_GROUP_FULL",
+		40: "CODE_OWNER_REQUIRED",
+		41: "CODE_BLOB_MISMATCH",
+		42: "CODE_BLOB_OFFSET",
+		43: "CODE_BUNDLE_NOT_FOUND",
+		44: "CODE_BUNDLE_LIMIT",
+		45: "CODE_ENDPOINT_NOT_FOUND",
+		46: "CODE_KEY_REVOKED",
+		47: "CODE_BAN_NOT_FOUND",
+		48: "CODE_PUSH_HOST_REFUSED",
+		49: "CODE_REPORT_LIMIT",
+		50: "CODE_DOMAIN_UNKNOWN",
+		51: "CODE_PEER_UNREACHABLE",
+		52: "CODE_ORIGIN_MISMATCH",
+		53: "CODE_PEER_NOT_FOUND",
+		54: "CODE_INVITE_NOT_FOUND",
+		55: "CODE_PEER_EXISTS",
+		56: "CODE_ALREADY_RUNNING",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":             0,
@@ -303,6 +349,24 @@ var (
 		"CODE_DISK_FULL":               36,
 		"CODE_QUOTA_EXCEEDED":          37,
 		"CODE_REPORT_EMPTY":            38,
+		"CODE_GROUP_FULL":              39,
+		"CODE_OWNER_REQUIRED":          40,
+		"CODE_BLOB_MISMATCH":           41,
+		"CODE_BLOB_OFFSET":             42,
+		"CODE_BUNDLE_NOT_FOUND":        43,
+		"CODE_BUNDLE_LIMIT":            44,
+		"CODE_ENDPOINT_NOT_FOUND":      45,
+		"CODE_KEY_REVOKED":             46,
+		"CODE_BAN_NOT_FOUND":           47,
+		"CODE_PUSH_HOST_REFUSED":       48,
+		"CODE_REPORT_LIMIT":            49,
+		"CODE_DOMAIN_UNKNOWN":          50,
+		"CODE_PEER_UNREACHABLE":        51,
+		"CODE_ORIGIN_MISMATCH":         52,
+		"CODE_PEER_NOT_FOUND":          53,
+		"CODE_INVITE_NOT_FOUND":        54,
+		"CODE_PEER_EXISTS":             55,
+		"CODE_ALREADY_RUNNING":         56,
 	}
 )
 
@@ -345,8 +409,14 @@ type Method struct {
 	// Largest request in bytes; 0 is the frame limit of 4 MiB. Methods that
 	// strangers may call say a small one, so that a stranger costs little memory.
 	MaxRequestBytes uint32 `protobuf:"varint,4,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What else the method may be answered with, beside what every method may
+	// (a malformed or oversized request, a server that drains, is busy, cannot
+	// store or fails) and what its access rule says.
+	Errors []Code `protobuf:"varint,5,rep,packed,name=errors,proto3,enum=qpc.v1.Code" json:"errors,omitempty"`
+	// The bounds that the method keeps, in words for the documentation.
+	Limits        string `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Method) Reset() {
@@ -405,6 +475,20 @@ func (x *Method) GetMaxRequestBytes() uint32 {
 		return x.MaxRequestBytes
 	}
 	return 0
+}
+
+func (x *Method) GetErrors() []Code {
+	if x != nil {
+		return x.Errors
+	}
+	return nil
+}
+
+func (x *Method) GetLimits() string {
+	if x != nil {
+		return x.Limits
+	}
+	return ""
 }
 
 // The payload of every response whose status is not OK.
@@ -508,12 +592,14 @@ var File_qpc_v1_options_proto protoreflect.FileDescriptor
 
 const file_qpc_v1_options_proto_rawDesc = "" +
 	"\n" +
-	"\x14qpc/v1/options.proto\x12\x06qpc.v1\x1a google/protobuf/descriptor.proto\"\x91\x01\n" +
+	"\x14qpc/v1/options.proto\x12\x06qpc.v1\x1a google/protobuf/descriptor.proto\"\xcf\x01\n" +
 	"\x06Method\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12&\n" +
 	"\x06access\x18\x02 \x01(\x0e2\x0e.qpc.v1.AccessR\x06access\x12#\n" +
 	"\rdeadline_secs\x18\x03 \x01(\rR\fdeadlineSecs\x12*\n" +
-	"\x11max_request_bytes\x18\x04 \x01(\rR\x0fmaxRequestBytes\"[\n" +
+	"\x11max_request_bytes\x18\x04 \x01(\rR\x0fmaxRequestBytes\x12$\n" +
+	"\x06errors\x18\x05 \x03(\x0e2\f.qpc.v1.CodeR\x06errors\x12\x16\n" +
+	"\x06limits\x18\x06 \x01(\tR\x06limits\"[\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12$\n" +
@@ -539,7 +625,7 @@ const file_qpc_v1_options_proto_rawDesc = "" +
 	"\x0fSTATUS_INTERNAL\x10\n" +
 	"\x12\x18\n" +
 	"\x14STATUS_UNIMPLEMENTED\x10\v\x12\x1d\n" +
-	"\x19STATUS_RESOURCE_EXHAUSTED\x10\f*\xb8\t\n" +
+	"\x19STATUS_RESOURCE_EXHAUSTED\x10\f*\xe2\r\n" +
 	"\x04Code\x12\x1a\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x1a\x04\xa8\xbb\x18\n" +
 	"\x12\x18\n" +
@@ -583,7 +669,25 @@ const file_qpc_v1_options_proto_rawDesc = "" +
 	"\x10CODE_BLOCK_LIMIT\x10#\x1a\x04\xa8\xbb\x18\f\x12\x18\n" +
 	"\x0eCODE_DISK_FULL\x10$\x1a\x04\xa8\xbb\x18\f\x12\x1d\n" +
 	"\x13CODE_QUOTA_EXCEEDED\x10%\x1a\x04\xa8\xbb\x18\f\x12\x1b\n" +
-	"\x11CODE_REPORT_EMPTY\x10&\x1a\x04\xa8\xbb\x18\x01:H\n" +
+	"\x11CODE_REPORT_EMPTY\x10&\x1a\x04\xa8\xbb\x18\x01\x12\x19\n" +
+	"\x0fCODE_GROUP_FULL\x10'\x1a\x04\xa8\xbb\x18\f\x12\x1d\n" +
+	"\x13CODE_OWNER_REQUIRED\x10(\x1a\x04\xa8\xbb\x18\x03\x12\x1c\n" +
+	"\x12CODE_BLOB_MISMATCH\x10)\x1a\x04\xa8\xbb\x18\x05\x12\x1a\n" +
+	"\x10CODE_BLOB_OFFSET\x10*\x1a\x04\xa8\xbb\x18\x05\x12\x1f\n" +
+	"\x15CODE_BUNDLE_NOT_FOUND\x10+\x1a\x04\xa8\xbb\x18\x04\x12\x1b\n" +
+	"\x11CODE_BUNDLE_LIMIT\x10,\x1a\x04\xa8\xbb\x18\f\x12!\n" +
+	"\x17CODE_ENDPOINT_NOT_FOUND\x10-\x1a\x04\xa8\xbb\x18\x04\x12\x1a\n" +
+	"\x10CODE_KEY_REVOKED\x10.\x1a\x04\xa8\xbb\x18\x03\x12\x1c\n" +
+	"\x12CODE_BAN_NOT_FOUND\x10/\x1a\x04\xa8\xbb\x18\x04\x12 \n" +
+	"\x16CODE_PUSH_HOST_REFUSED\x100\x1a\x04\xa8\xbb\x18\x03\x12\x1b\n" +
+	"\x11CODE_REPORT_LIMIT\x101\x1a\x04\xa8\xbb\x18\f\x12\x1d\n" +
+	"\x13CODE_DOMAIN_UNKNOWN\x102\x1a\x04\xa8\xbb\x18\x04\x12\x1f\n" +
+	"\x15CODE_PEER_UNREACHABLE\x103\x1a\x04\xa8\xbb\x18\t\x12\x1e\n" +
+	"\x14CODE_ORIGIN_MISMATCH\x104\x1a\x04\xa8\xbb\x18\x03\x12\x1d\n" +
+	"\x13CODE_PEER_NOT_FOUND\x105\x1a\x04\xa8\xbb\x18\x04\x12\x1f\n" +
+	"\x15CODE_INVITE_NOT_FOUND\x106\x1a\x04\xa8\xbb\x18\x04\x12\x1a\n" +
+	"\x10CODE_PEER_EXISTS\x107\x1a\x04\xa8\xbb\x18\x05\x12\x1e\n" +
+	"\x14CODE_ALREADY_RUNNING\x108\x1a\x04\xa8\xbb\x18\x05:H\n" +
 	"\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb4\x87\x03 \x01(\v2\x0e.qpc.v1.MethodR\x06method:K\n" +
 	"\x06status\x12!.google.protobuf.EnumValueOptions\x18\xb5\x87\x03 \x01(\x0e2\x0e.qpc.v1.StatusR\x06statusB'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
@@ -612,15 +716,16 @@ var file_qpc_v1_options_proto_goTypes = []any{
 }
 var file_qpc_v1_options_proto_depIdxs = []int32{
 	0, // 0: qpc.v1.Method.access:type_name -> qpc.v1.Access
-	5, // 1: qpc.v1.method:extendee -> google.protobuf.MethodOptions
-	6, // 2: qpc.v1.status:extendee -> google.protobuf.EnumValueOptions
-	3, // 3: qpc.v1.method:type_name -> qpc.v1.Method
-	1, // 4: qpc.v1.status:type_name -> qpc.v1.Status
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	3, // [3:5] is the sub-list for extension type_name
-	1, // [1:3] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2, // 1: qpc.v1.Method.errors:type_name -> qpc.v1.Code
+	5, // 2: qpc.v1.method:extendee -> google.protobuf.MethodOptions
+	6, // 3: qpc.v1.status:extendee -> google.protobuf.EnumValueOptions
+	3, // 4: qpc.v1.method:type_name -> qpc.v1.Method
+	1, // 5: qpc.v1.status:type_name -> qpc.v1.Status
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	4, // [4:6] is the sub-list for extension type_name
+	2, // [2:4] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_qpc_v1_options_proto_init() }

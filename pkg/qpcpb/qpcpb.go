@@ -37,7 +37,10 @@ type MethodInfo struct {
 	// Deadline bounds the time from the whole request to the response.
 	Deadline time.Duration
 	// MaxRequest is the largest request payload, in bytes.
-	MaxRequest  uint32
+	MaxRequest uint32
+	// Errors are the codes that the method may be answered with beside those
+	// of every method and of its access rule.
+	Errors      []Code
 	NewRequest  func() proto.Message
 	NewResponse func() proto.Message
 }

@@ -183,6 +183,369 @@ func (c BlobClient) DownloadBlob(ctx context.Context, request *DownloadBlobReque
 	return response, nil
 }
 
+// DeviceServer answers the methods of DeviceService: The devices of an identity: each has its own cursor over the queues.
+type DeviceServer interface {
+	// RegisterDevice: Adds a device of the caller, or renames it.
+	RegisterDevice(context.Context, *RegisterDeviceRequest) (*RegisterDeviceResponse, error)
+	// ListDevices: Returns the devices of the caller.
+	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
+	// RevokeDevice: Removes a device of the caller with its cursors, key packages and
+	// sessions.
+	RevokeDevice(context.Context, *RevokeDeviceRequest) (*RevokeDeviceResponse, error)
+}
+
+// RegisterDeviceServer makes r answer every method of DeviceService with s.
+func RegisterDeviceServer(r Registrar, s DeviceServer) {
+	r.Register(MethodRegisterDevice, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RegisterDevice(ctx, request.(*RegisterDeviceRequest)))
+	})
+	r.Register(MethodListDevices, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ListDevices(ctx, request.(*ListDevicesRequest)))
+	})
+	r.Register(MethodRevokeDevice, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RevokeDevice(ctx, request.(*RevokeDeviceRequest)))
+	})
+}
+
+// DeviceClient calls the methods of DeviceService through a Caller.
+type DeviceClient struct{ caller Caller }
+
+// NewDeviceClient returns a stub that calls through c.
+func NewDeviceClient(c Caller) DeviceClient { return DeviceClient{caller: c} }
+
+// RegisterDevice: Adds a device of the caller, or renames it.
+func (c DeviceClient) RegisterDevice(ctx context.Context, request *RegisterDeviceRequest) (*RegisterDeviceResponse, error) {
+	response := new(RegisterDeviceResponse)
+	if err := c.caller.Call(ctx, MethodRegisterDevice, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ListDevices: Returns the devices of the caller.
+func (c DeviceClient) ListDevices(ctx context.Context, request *ListDevicesRequest) (*ListDevicesResponse, error) {
+	response := new(ListDevicesResponse)
+	if err := c.caller.Call(ctx, MethodListDevices, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RevokeDevice: Removes a device of the caller with its cursors, key packages and
+// sessions.
+func (c DeviceClient) RevokeDevice(ctx context.Context, request *RevokeDeviceRequest) (*RevokeDeviceResponse, error) {
+	response := new(RevokeDeviceResponse)
+	if err := c.caller.Call(ctx, MethodRevokeDevice, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// PushTokenServer answers the methods of PushTokenService: Wake-ups for devices that sleep.
+type PushTokenServer interface {
+	// RegisterPushToken: Keeps the address at which a sleeping device can be woken.
+	RegisterPushToken(context.Context, *RegisterPushTokenRequest) (*RegisterPushTokenResponse, error)
+}
+
+// RegisterPushTokenServer makes r answer every method of PushTokenService with s.
+func RegisterPushTokenServer(r Registrar, s PushTokenServer) {
+	r.Register(MethodRegisterPushToken, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RegisterPushToken(ctx, request.(*RegisterPushTokenRequest)))
+	})
+}
+
+// PushTokenClient calls the methods of PushTokenService through a Caller.
+type PushTokenClient struct{ caller Caller }
+
+// NewPushTokenClient returns a stub that calls through c.
+func NewPushTokenClient(c Caller) PushTokenClient { return PushTokenClient{caller: c} }
+
+// RegisterPushToken: Keeps the address at which a sleeping device can be woken.
+func (c PushTokenClient) RegisterPushToken(ctx context.Context, request *RegisterPushTokenRequest) (*RegisterPushTokenResponse, error) {
+	response := new(RegisterPushTokenResponse)
+	if err := c.caller.Call(ctx, MethodRegisterPushToken, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ControlServer answers the methods of ControlService: What the owner of the server asks and does through the control socket. The
+// public and the admin methods answer there too.
+type ControlServer interface {
+	// GetStatus: Tells how the server is.
+	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
+	// Diagnose: Looks for what keeps the server from working well, and says what to do.
+	Diagnose(context.Context, *DiagnoseRequest) (*DiagnoseResponse, error)
+	// ListAccounts: Returns accounts by name, a page at a time.
+	ListAccounts(context.Context, *ListAccountsRequest) (*ListAccountsResponse, error)
+	// GetAccount: Returns one account with its devices.
+	GetAccount(context.Context, *GetAccountRequest) (*GetAccountResponse, error)
+	// RemoveAccount: Deletes an account as its holder could, and frees its name at once when
+	// asked to.
+	RemoveAccount(context.Context, *RemoveAccountRequest) (*RemoveAccountResponse, error)
+	// ResetPassword: Makes a one-time code that registers a name anew, with a new identity key;
+	// the old key is then logged as superseded.
+	ResetPassword(context.Context, *ResetPasswordRequest) (*ResetPasswordResponse, error)
+	// RemoveAccountDevice: Ends a device of an account.
+	RemoveAccountDevice(context.Context, *RemoveAccountDeviceRequest) (*RemoveAccountDeviceResponse, error)
+	// CreateInvite: Makes a one-time code for a registration by invitation.
+	CreateInvite(context.Context, *CreateInviteRequest) (*CreateInviteResponse, error)
+	// ListInvites: Returns the codes that are neither used nor expired, without the codes
+	// themselves.
+	ListInvites(context.Context, *ListInvitesRequest) (*ListInvitesResponse, error)
+	// RevokeInvite: Makes a code worthless.
+	RevokeInvite(context.Context, *RevokeInviteRequest) (*RevokeInviteResponse, error)
+	// AddPeer: Adds a server to federate with, or replaces its address and pin.
+	AddPeer(context.Context, *AddPeerRequest) (*AddPeerResponse, error)
+	// ListPeers: Returns the servers that this one federates with.
+	ListPeers(context.Context, *ListPeersRequest) (*ListPeersResponse, error)
+	// RemovePeer: Ends the federation with a server and drops what waits for it.
+	RemovePeer(context.Context, *RemovePeerRequest) (*RemovePeerResponse, error)
+	// TestPeer: Calls FederationHealth of a peer and tells how that went.
+	TestPeer(context.Context, *TestPeerRequest) (*TestPeerResponse, error)
+	// VerifyLog: Computes the transparency log anew from its leaves and compares.
+	VerifyLog(context.Context, *VerifyLogRequest) (*VerifyLogResponse, error)
+	// PrepareBackup: Writes a consistent copy of the database into the data directory, for the
+	// caller to put into a backup together with the blobs.
+	PrepareBackup(context.Context, *PrepareBackupRequest) (*PrepareBackupResponse, error)
+	// FinishBackup: Removes the copy that PrepareBackup made.
+	FinishBackup(context.Context, *FinishBackupRequest) (*FinishBackupResponse, error)
+	// RotateCertificate: Makes a new certificate key whose certificate carries a hand-over by the
+	// old one, and serves with it from then on.
+	RotateCertificate(context.Context, *RotateCertificateRequest) (*RotateCertificateResponse, error)
+}
+
+// RegisterControlServer makes r answer every method of ControlService with s.
+func RegisterControlServer(r Registrar, s ControlServer) {
+	r.Register(MethodGetStatus, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.GetStatus(ctx, request.(*GetStatusRequest)))
+	})
+	r.Register(MethodDiagnose, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.Diagnose(ctx, request.(*DiagnoseRequest)))
+	})
+	r.Register(MethodListAccounts, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ListAccounts(ctx, request.(*ListAccountsRequest)))
+	})
+	r.Register(MethodGetAccount, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.GetAccount(ctx, request.(*GetAccountRequest)))
+	})
+	r.Register(MethodRemoveAccount, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RemoveAccount(ctx, request.(*RemoveAccountRequest)))
+	})
+	r.Register(MethodResetPassword, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ResetPassword(ctx, request.(*ResetPasswordRequest)))
+	})
+	r.Register(MethodRemoveAccountDevice, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RemoveAccountDevice(ctx, request.(*RemoveAccountDeviceRequest)))
+	})
+	r.Register(MethodCreateInvite, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.CreateInvite(ctx, request.(*CreateInviteRequest)))
+	})
+	r.Register(MethodListInvites, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ListInvites(ctx, request.(*ListInvitesRequest)))
+	})
+	r.Register(MethodRevokeInvite, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RevokeInvite(ctx, request.(*RevokeInviteRequest)))
+	})
+	r.Register(MethodAddPeer, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.AddPeer(ctx, request.(*AddPeerRequest)))
+	})
+	r.Register(MethodListPeers, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ListPeers(ctx, request.(*ListPeersRequest)))
+	})
+	r.Register(MethodRemovePeer, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RemovePeer(ctx, request.(*RemovePeerRequest)))
+	})
+	r.Register(MethodTestPeer, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.TestPeer(ctx, request.(*TestPeerRequest)))
+	})
+	r.Register(MethodVerifyLog, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.VerifyLog(ctx, request.(*VerifyLogRequest)))
+	})
+	r.Register(MethodPrepareBackup, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.PrepareBackup(ctx, request.(*PrepareBackupRequest)))
+	})
+	r.Register(MethodFinishBackup, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.FinishBackup(ctx, request.(*FinishBackupRequest)))
+	})
+	r.Register(MethodRotateCertificate, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RotateCertificate(ctx, request.(*RotateCertificateRequest)))
+	})
+}
+
+// ControlClient calls the methods of ControlService through a Caller.
+type ControlClient struct{ caller Caller }
+
+// NewControlClient returns a stub that calls through c.
+func NewControlClient(c Caller) ControlClient { return ControlClient{caller: c} }
+
+// GetStatus: Tells how the server is.
+func (c ControlClient) GetStatus(ctx context.Context, request *GetStatusRequest) (*GetStatusResponse, error) {
+	response := new(GetStatusResponse)
+	if err := c.caller.Call(ctx, MethodGetStatus, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// Diagnose: Looks for what keeps the server from working well, and says what to do.
+func (c ControlClient) Diagnose(ctx context.Context, request *DiagnoseRequest) (*DiagnoseResponse, error) {
+	response := new(DiagnoseResponse)
+	if err := c.caller.Call(ctx, MethodDiagnose, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ListAccounts: Returns accounts by name, a page at a time.
+func (c ControlClient) ListAccounts(ctx context.Context, request *ListAccountsRequest) (*ListAccountsResponse, error) {
+	response := new(ListAccountsResponse)
+	if err := c.caller.Call(ctx, MethodListAccounts, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// GetAccount: Returns one account with its devices.
+func (c ControlClient) GetAccount(ctx context.Context, request *GetAccountRequest) (*GetAccountResponse, error) {
+	response := new(GetAccountResponse)
+	if err := c.caller.Call(ctx, MethodGetAccount, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RemoveAccount: Deletes an account as its holder could, and frees its name at once when
+// asked to.
+func (c ControlClient) RemoveAccount(ctx context.Context, request *RemoveAccountRequest) (*RemoveAccountResponse, error) {
+	response := new(RemoveAccountResponse)
+	if err := c.caller.Call(ctx, MethodRemoveAccount, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ResetPassword: Makes a one-time code that registers a name anew, with a new identity key;
+// the old key is then logged as superseded.
+func (c ControlClient) ResetPassword(ctx context.Context, request *ResetPasswordRequest) (*ResetPasswordResponse, error) {
+	response := new(ResetPasswordResponse)
+	if err := c.caller.Call(ctx, MethodResetPassword, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RemoveAccountDevice: Ends a device of an account.
+func (c ControlClient) RemoveAccountDevice(ctx context.Context, request *RemoveAccountDeviceRequest) (*RemoveAccountDeviceResponse, error) {
+	response := new(RemoveAccountDeviceResponse)
+	if err := c.caller.Call(ctx, MethodRemoveAccountDevice, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// CreateInvite: Makes a one-time code for a registration by invitation.
+func (c ControlClient) CreateInvite(ctx context.Context, request *CreateInviteRequest) (*CreateInviteResponse, error) {
+	response := new(CreateInviteResponse)
+	if err := c.caller.Call(ctx, MethodCreateInvite, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ListInvites: Returns the codes that are neither used nor expired, without the codes
+// themselves.
+func (c ControlClient) ListInvites(ctx context.Context, request *ListInvitesRequest) (*ListInvitesResponse, error) {
+	response := new(ListInvitesResponse)
+	if err := c.caller.Call(ctx, MethodListInvites, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RevokeInvite: Makes a code worthless.
+func (c ControlClient) RevokeInvite(ctx context.Context, request *RevokeInviteRequest) (*RevokeInviteResponse, error) {
+	response := new(RevokeInviteResponse)
+	if err := c.caller.Call(ctx, MethodRevokeInvite, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// AddPeer: Adds a server to federate with, or replaces its address and pin.
+func (c ControlClient) AddPeer(ctx context.Context, request *AddPeerRequest) (*AddPeerResponse, error) {
+	response := new(AddPeerResponse)
+	if err := c.caller.Call(ctx, MethodAddPeer, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ListPeers: Returns the servers that this one federates with.
+func (c ControlClient) ListPeers(ctx context.Context, request *ListPeersRequest) (*ListPeersResponse, error) {
+	response := new(ListPeersResponse)
+	if err := c.caller.Call(ctx, MethodListPeers, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RemovePeer: Ends the federation with a server and drops what waits for it.
+func (c ControlClient) RemovePeer(ctx context.Context, request *RemovePeerRequest) (*RemovePeerResponse, error) {
+	response := new(RemovePeerResponse)
+	if err := c.caller.Call(ctx, MethodRemovePeer, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// TestPeer: Calls FederationHealth of a peer and tells how that went.
+func (c ControlClient) TestPeer(ctx context.Context, request *TestPeerRequest) (*TestPeerResponse, error) {
+	response := new(TestPeerResponse)
+	if err := c.caller.Call(ctx, MethodTestPeer, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// VerifyLog: Computes the transparency log anew from its leaves and compares.
+func (c ControlClient) VerifyLog(ctx context.Context, request *VerifyLogRequest) (*VerifyLogResponse, error) {
+	response := new(VerifyLogResponse)
+	if err := c.caller.Call(ctx, MethodVerifyLog, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// PrepareBackup: Writes a consistent copy of the database into the data directory, for the
+// caller to put into a backup together with the blobs.
+func (c ControlClient) PrepareBackup(ctx context.Context, request *PrepareBackupRequest) (*PrepareBackupResponse, error) {
+	response := new(PrepareBackupResponse)
+	if err := c.caller.Call(ctx, MethodPrepareBackup, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// FinishBackup: Removes the copy that PrepareBackup made.
+func (c ControlClient) FinishBackup(ctx context.Context, request *FinishBackupRequest) (*FinishBackupResponse, error) {
+	response := new(FinishBackupResponse)
+	if err := c.caller.Call(ctx, MethodFinishBackup, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RotateCertificate: Makes a new certificate key whose certificate carries a hand-over by the
+// old one, and serves with it from then on.
+func (c ControlClient) RotateCertificate(ctx context.Context, request *RotateCertificateRequest) (*RotateCertificateResponse, error) {
+	response := new(RotateCertificateResponse)
+	if err := c.caller.Call(ctx, MethodRotateCertificate, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
 // DeliveryServer answers the methods of DeliveryService: Store-and-forward delivery.
 type DeliveryServer interface {
 	// Enqueue: Stores a message for a recipient and answers when it is on the disk; an
@@ -284,92 +647,6 @@ func (c DeliveryClient) Ack(ctx context.Context, request *AckRequest) (*AckRespo
 func (c DeliveryClient) BatchEnqueue(ctx context.Context, request *BatchEnqueueRequest) (*BatchEnqueueResponse, error) {
 	response := new(BatchEnqueueResponse)
 	if err := c.caller.Call(ctx, MethodBatchEnqueue, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// DeviceServer answers the methods of DeviceService: The devices of an identity: each has its own cursor over the queues.
-type DeviceServer interface {
-	// RegisterDevice: Adds a device of the caller, or renames it.
-	RegisterDevice(context.Context, *RegisterDeviceRequest) (*RegisterDeviceResponse, error)
-	// ListDevices: Returns the devices of the caller.
-	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
-	// RevokeDevice: Removes a device of the caller with its cursors, key packages and
-	// sessions.
-	RevokeDevice(context.Context, *RevokeDeviceRequest) (*RevokeDeviceResponse, error)
-}
-
-// RegisterDeviceServer makes r answer every method of DeviceService with s.
-func RegisterDeviceServer(r Registrar, s DeviceServer) {
-	r.Register(MethodRegisterDevice, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.RegisterDevice(ctx, request.(*RegisterDeviceRequest)))
-	})
-	r.Register(MethodListDevices, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.ListDevices(ctx, request.(*ListDevicesRequest)))
-	})
-	r.Register(MethodRevokeDevice, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.RevokeDevice(ctx, request.(*RevokeDeviceRequest)))
-	})
-}
-
-// DeviceClient calls the methods of DeviceService through a Caller.
-type DeviceClient struct{ caller Caller }
-
-// NewDeviceClient returns a stub that calls through c.
-func NewDeviceClient(c Caller) DeviceClient { return DeviceClient{caller: c} }
-
-// RegisterDevice: Adds a device of the caller, or renames it.
-func (c DeviceClient) RegisterDevice(ctx context.Context, request *RegisterDeviceRequest) (*RegisterDeviceResponse, error) {
-	response := new(RegisterDeviceResponse)
-	if err := c.caller.Call(ctx, MethodRegisterDevice, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// ListDevices: Returns the devices of the caller.
-func (c DeviceClient) ListDevices(ctx context.Context, request *ListDevicesRequest) (*ListDevicesResponse, error) {
-	response := new(ListDevicesResponse)
-	if err := c.caller.Call(ctx, MethodListDevices, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// RevokeDevice: Removes a device of the caller with its cursors, key packages and
-// sessions.
-func (c DeviceClient) RevokeDevice(ctx context.Context, request *RevokeDeviceRequest) (*RevokeDeviceResponse, error) {
-	response := new(RevokeDeviceResponse)
-	if err := c.caller.Call(ctx, MethodRevokeDevice, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// PushTokenServer answers the methods of PushTokenService: Wake-ups for devices that sleep.
-type PushTokenServer interface {
-	// RegisterPushToken: Keeps the address at which a sleeping device can be woken.
-	RegisterPushToken(context.Context, *RegisterPushTokenRequest) (*RegisterPushTokenResponse, error)
-}
-
-// RegisterPushTokenServer makes r answer every method of PushTokenService with s.
-func RegisterPushTokenServer(r Registrar, s PushTokenServer) {
-	r.Register(MethodRegisterPushToken, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.RegisterPushToken(ctx, request.(*RegisterPushTokenRequest)))
-	})
-}
-
-// PushTokenClient calls the methods of PushTokenService through a Caller.
-type PushTokenClient struct{ caller Caller }
-
-// NewPushTokenClient returns a stub that calls through c.
-func NewPushTokenClient(c Caller) PushTokenClient { return PushTokenClient{caller: c} }
-
-// RegisterPushToken: Keeps the address at which a sleeping device can be woken.
-func (c PushTokenClient) RegisterPushToken(ctx context.Context, request *RegisterPushTokenRequest) (*RegisterPushTokenResponse, error) {
-	response := new(RegisterPushTokenResponse)
-	if err := c.caller.Call(ctx, MethodRegisterPushToken, request, response); err != nil {
 		return nil, err
 	}
 	return response, nil
@@ -503,106 +780,6 @@ func (c EndpointClient) ResolveEndpoint(ctx context.Context, request *ResolveEnd
 	return response, nil
 }
 
-// FederationServer answers the methods of FederationService: What other servers may ask of this one.
-type FederationServer interface {
-	// RelayEnqueue: Enqueue for a recipient of this server, on behalf of a user of the calling
-	// one.
-	RelayEnqueue(context.Context, *RelayEnqueueRequest) (*RelayEnqueueResponse, error)
-	// RelayBatchEnqueue: BatchEnqueue for recipients of this server.
-	RelayBatchEnqueue(context.Context, *RelayBatchEnqueueRequest) (*RelayBatchEnqueueResponse, error)
-	// ProxyFetchKeyPackage: FetchKeyPackage of a user of this server, for one of the calling one.
-	ProxyFetchKeyPackage(context.Context, *ProxyFetchKeyPackageRequest) (*ProxyFetchKeyPackageResponse, error)
-	// ProxyFetchHybridKey: FetchHybridKey of a user of this server, for one of the calling one.
-	ProxyFetchHybridKey(context.Context, *ProxyFetchHybridKeyRequest) (*ProxyFetchHybridKeyResponse, error)
-	// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one.
-	ProxyResolveUser(context.Context, *ProxyResolveUserRequest) (*ProxyResolveUserResponse, error)
-	// FederationHealth: Tells the server's state and domain.
-	FederationHealth(context.Context, *FederationHealthRequest) (*FederationHealthResponse, error)
-}
-
-// RegisterFederationServer makes r answer every method of FederationService with s.
-func RegisterFederationServer(r Registrar, s FederationServer) {
-	r.Register(MethodRelayEnqueue, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.RelayEnqueue(ctx, request.(*RelayEnqueueRequest)))
-	})
-	r.Register(MethodRelayBatchEnqueue, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.RelayBatchEnqueue(ctx, request.(*RelayBatchEnqueueRequest)))
-	})
-	r.Register(MethodProxyFetchKeyPackage, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.ProxyFetchKeyPackage(ctx, request.(*ProxyFetchKeyPackageRequest)))
-	})
-	r.Register(MethodProxyFetchHybridKey, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.ProxyFetchHybridKey(ctx, request.(*ProxyFetchHybridKeyRequest)))
-	})
-	r.Register(MethodProxyResolveUser, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.ProxyResolveUser(ctx, request.(*ProxyResolveUserRequest)))
-	})
-	r.Register(MethodFederationHealth, func(ctx context.Context, request proto.Message) (proto.Message, error) {
-		return reply(s.FederationHealth(ctx, request.(*FederationHealthRequest)))
-	})
-}
-
-// FederationClient calls the methods of FederationService through a Caller.
-type FederationClient struct{ caller Caller }
-
-// NewFederationClient returns a stub that calls through c.
-func NewFederationClient(c Caller) FederationClient { return FederationClient{caller: c} }
-
-// RelayEnqueue: Enqueue for a recipient of this server, on behalf of a user of the calling
-// one.
-func (c FederationClient) RelayEnqueue(ctx context.Context, request *RelayEnqueueRequest) (*RelayEnqueueResponse, error) {
-	response := new(RelayEnqueueResponse)
-	if err := c.caller.Call(ctx, MethodRelayEnqueue, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// RelayBatchEnqueue: BatchEnqueue for recipients of this server.
-func (c FederationClient) RelayBatchEnqueue(ctx context.Context, request *RelayBatchEnqueueRequest) (*RelayBatchEnqueueResponse, error) {
-	response := new(RelayBatchEnqueueResponse)
-	if err := c.caller.Call(ctx, MethodRelayBatchEnqueue, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// ProxyFetchKeyPackage: FetchKeyPackage of a user of this server, for one of the calling one.
-func (c FederationClient) ProxyFetchKeyPackage(ctx context.Context, request *ProxyFetchKeyPackageRequest) (*ProxyFetchKeyPackageResponse, error) {
-	response := new(ProxyFetchKeyPackageResponse)
-	if err := c.caller.Call(ctx, MethodProxyFetchKeyPackage, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// ProxyFetchHybridKey: FetchHybridKey of a user of this server, for one of the calling one.
-func (c FederationClient) ProxyFetchHybridKey(ctx context.Context, request *ProxyFetchHybridKeyRequest) (*ProxyFetchHybridKeyResponse, error) {
-	response := new(ProxyFetchHybridKeyResponse)
-	if err := c.caller.Call(ctx, MethodProxyFetchHybridKey, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one.
-func (c FederationClient) ProxyResolveUser(ctx context.Context, request *ProxyResolveUserRequest) (*ProxyResolveUserResponse, error) {
-	response := new(ProxyResolveUserResponse)
-	if err := c.caller.Call(ctx, MethodProxyResolveUser, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
-// FederationHealth: Tells the server's state and domain.
-func (c FederationClient) FederationHealth(ctx context.Context, request *FederationHealthRequest) (*FederationHealthResponse, error) {
-	response := new(FederationHealthResponse)
-	if err := c.caller.Call(ctx, MethodFederationHealth, request, response); err != nil {
-		return nil, err
-	}
-	return response, nil
-}
-
 // ChannelServer answers the methods of ChannelService: Channels: one per unordered pair of identities.
 type ChannelServer interface {
 	// CreateChannel: Returns the one channel of the caller and a peer, making it at the first
@@ -700,6 +877,166 @@ func (c GroupClient) ListGroupMembers(ctx context.Context, request *ListGroupMem
 func (c GroupClient) RotateKeys(ctx context.Context, request *RotateKeysRequest) (*RotateKeysResponse, error) {
 	response := new(RotateKeysResponse)
 	if err := c.caller.Call(ctx, MethodRotateKeys, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// FederationServer answers the methods of FederationService: What other servers may ask of this one.
+type FederationServer interface {
+	// RelayEnqueue: Enqueue for a recipient of this server, on behalf of a user of the calling
+	// one.
+	RelayEnqueue(context.Context, *RelayEnqueueRequest) (*RelayEnqueueResponse, error)
+	// RelayBatchEnqueue: BatchEnqueue for recipients of this server.
+	RelayBatchEnqueue(context.Context, *RelayBatchEnqueueRequest) (*RelayBatchEnqueueResponse, error)
+	// ProxyFetchKeyPackage: FetchKeyPackage of a user of this server, for one of the calling one.
+	ProxyFetchKeyPackage(context.Context, *ProxyFetchKeyPackageRequest) (*ProxyFetchKeyPackageResponse, error)
+	// ProxyFetchHybridKey: FetchHybridKey of a user of this server, for one of the calling one.
+	ProxyFetchHybridKey(context.Context, *ProxyFetchHybridKeyRequest) (*ProxyFetchHybridKeyResponse, error)
+	// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one.
+	ProxyResolveUser(context.Context, *ProxyResolveUserRequest) (*ProxyResolveUserResponse, error)
+	// FederationHealth: Tells the server's state and domain.
+	FederationHealth(context.Context, *FederationHealthRequest) (*FederationHealthResponse, error)
+	// RelayGroupState: Tells the state of a group that lives on the calling server and has
+	// members on this one. An older state than the one known changes nothing.
+	RelayGroupState(context.Context, *RelayGroupStateRequest) (*RelayGroupStateResponse, error)
+	// ProxyRotateKeys: RotateKeys in a group of this server, for a member of the calling one.
+	ProxyRotateKeys(context.Context, *ProxyRotateKeysRequest) (*RotateKeysResponse, error)
+	// ProxyUpdateGroupMetadata: UpdateGroupMetadata in a group of this server, for a member of the calling
+	// one.
+	ProxyUpdateGroupMetadata(context.Context, *ProxyUpdateGroupMetadataRequest) (*UpdateGroupMetadataResponse, error)
+	// ProxyRemoveMember: RemoveMember in a group of this server, for a member of the calling one.
+	ProxyRemoveMember(context.Context, *ProxyRemoveMemberRequest) (*RemoveMemberResponse, error)
+}
+
+// RegisterFederationServer makes r answer every method of FederationService with s.
+func RegisterFederationServer(r Registrar, s FederationServer) {
+	r.Register(MethodRelayEnqueue, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RelayEnqueue(ctx, request.(*RelayEnqueueRequest)))
+	})
+	r.Register(MethodRelayBatchEnqueue, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RelayBatchEnqueue(ctx, request.(*RelayBatchEnqueueRequest)))
+	})
+	r.Register(MethodProxyFetchKeyPackage, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ProxyFetchKeyPackage(ctx, request.(*ProxyFetchKeyPackageRequest)))
+	})
+	r.Register(MethodProxyFetchHybridKey, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ProxyFetchHybridKey(ctx, request.(*ProxyFetchHybridKeyRequest)))
+	})
+	r.Register(MethodProxyResolveUser, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ProxyResolveUser(ctx, request.(*ProxyResolveUserRequest)))
+	})
+	r.Register(MethodFederationHealth, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.FederationHealth(ctx, request.(*FederationHealthRequest)))
+	})
+	r.Register(MethodRelayGroupState, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.RelayGroupState(ctx, request.(*RelayGroupStateRequest)))
+	})
+	r.Register(MethodProxyRotateKeys, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ProxyRotateKeys(ctx, request.(*ProxyRotateKeysRequest)))
+	})
+	r.Register(MethodProxyUpdateGroupMetadata, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ProxyUpdateGroupMetadata(ctx, request.(*ProxyUpdateGroupMetadataRequest)))
+	})
+	r.Register(MethodProxyRemoveMember, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ProxyRemoveMember(ctx, request.(*ProxyRemoveMemberRequest)))
+	})
+}
+
+// FederationClient calls the methods of FederationService through a Caller.
+type FederationClient struct{ caller Caller }
+
+// NewFederationClient returns a stub that calls through c.
+func NewFederationClient(c Caller) FederationClient { return FederationClient{caller: c} }
+
+// RelayEnqueue: Enqueue for a recipient of this server, on behalf of a user of the calling
+// one.
+func (c FederationClient) RelayEnqueue(ctx context.Context, request *RelayEnqueueRequest) (*RelayEnqueueResponse, error) {
+	response := new(RelayEnqueueResponse)
+	if err := c.caller.Call(ctx, MethodRelayEnqueue, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RelayBatchEnqueue: BatchEnqueue for recipients of this server.
+func (c FederationClient) RelayBatchEnqueue(ctx context.Context, request *RelayBatchEnqueueRequest) (*RelayBatchEnqueueResponse, error) {
+	response := new(RelayBatchEnqueueResponse)
+	if err := c.caller.Call(ctx, MethodRelayBatchEnqueue, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ProxyFetchKeyPackage: FetchKeyPackage of a user of this server, for one of the calling one.
+func (c FederationClient) ProxyFetchKeyPackage(ctx context.Context, request *ProxyFetchKeyPackageRequest) (*ProxyFetchKeyPackageResponse, error) {
+	response := new(ProxyFetchKeyPackageResponse)
+	if err := c.caller.Call(ctx, MethodProxyFetchKeyPackage, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ProxyFetchHybridKey: FetchHybridKey of a user of this server, for one of the calling one.
+func (c FederationClient) ProxyFetchHybridKey(ctx context.Context, request *ProxyFetchHybridKeyRequest) (*ProxyFetchHybridKeyResponse, error) {
+	response := new(ProxyFetchHybridKeyResponse)
+	if err := c.caller.Call(ctx, MethodProxyFetchHybridKey, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one.
+func (c FederationClient) ProxyResolveUser(ctx context.Context, request *ProxyResolveUserRequest) (*ProxyResolveUserResponse, error) {
+	response := new(ProxyResolveUserResponse)
+	if err := c.caller.Call(ctx, MethodProxyResolveUser, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// FederationHealth: Tells the server's state and domain.
+func (c FederationClient) FederationHealth(ctx context.Context, request *FederationHealthRequest) (*FederationHealthResponse, error) {
+	response := new(FederationHealthResponse)
+	if err := c.caller.Call(ctx, MethodFederationHealth, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RelayGroupState: Tells the state of a group that lives on the calling server and has
+// members on this one. An older state than the one known changes nothing.
+func (c FederationClient) RelayGroupState(ctx context.Context, request *RelayGroupStateRequest) (*RelayGroupStateResponse, error) {
+	response := new(RelayGroupStateResponse)
+	if err := c.caller.Call(ctx, MethodRelayGroupState, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ProxyRotateKeys: RotateKeys in a group of this server, for a member of the calling one.
+func (c FederationClient) ProxyRotateKeys(ctx context.Context, request *ProxyRotateKeysRequest) (*RotateKeysResponse, error) {
+	response := new(RotateKeysResponse)
+	if err := c.caller.Call(ctx, MethodProxyRotateKeys, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ProxyUpdateGroupMetadata: UpdateGroupMetadata in a group of this server, for a member of the calling
+// one.
+func (c FederationClient) ProxyUpdateGroupMetadata(ctx context.Context, request *ProxyUpdateGroupMetadataRequest) (*UpdateGroupMetadataResponse, error) {
+	response := new(UpdateGroupMetadataResponse)
+	if err := c.caller.Call(ctx, MethodProxyUpdateGroupMetadata, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// ProxyRemoveMember: RemoveMember in a group of this server, for a member of the calling one.
+func (c FederationClient) ProxyRemoveMember(ctx context.Context, request *ProxyRemoveMemberRequest) (*RemoveMemberResponse, error) {
+	response := new(RemoveMemberResponse)
+	if err := c.caller.Call(ctx, MethodProxyRemoveMember, request, response); err != nil {
 		return nil, err
 	}
 	return response, nil

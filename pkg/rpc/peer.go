@@ -35,6 +35,8 @@ type Principal struct {
 type Peer struct {
 	conn      transport.Conn
 	server    *Server
+	side      side
+	domain    string     // of a server's connection
 	source    netip.Addr // what the calls are counted for
 	principal atomic.Pointer[Principal]
 	refusals  atomic.Int32
@@ -167,12 +169,22 @@ func PeerOf(ctx context.Context) *Peer {
 }
 
 // PrincipalOf returns who makes the call: who was logged in when it began.
-// Handlers of session methods always find one; elsewhere it returns nil.
+// Handlers of session methods always find one, those of admin methods one or
+// the owner at the control socket, for whom it returns nil as elsewhere.
 func PrincipalOf(ctx context.Context) *Principal {
 	if c := callOf(ctx); c != nil {
 		return c.principal
 	}
 	return nil
+}
+
+// DomainOf returns the domain of the server that makes the call, or "" when a
+// client or the owner does.
+func DomainOf(ctx context.Context) string {
+	if c := callOf(ctx); c != nil {
+		return c.peer.domain
+	}
+	return ""
 }
 
 // AfterReply makes f run when the answer to the current call has been handed

@@ -91,8 +91,30 @@ func (s *Server) Running() int {
 
 // ServeConn answers the calls of one client connection until it ends, and
 // returns when the last of them has ended too.
-func (s *Server) ServeConn(conn transport.Conn) {
+func (s *Server) ServeConn(conn transport.Conn) { s.serve(newPeer(s, conn)) }
+
+// ServePeer is ServeConn for the connection of another server, whose
+// certificate is pinned for domain: it may call the methods of access peer and
+// no others.
+func (s *Server) ServePeer(conn transport.Conn, domain string) {
 	p := newPeer(s, conn)
+	p.side, p.domain = sidePeer, domain
+	s.serve(p)
+}
+
+// ServeLocal is ServeConn for a connection of the control socket: it may call
+// the methods of access local, public and admin.
+func (s *Server) ServeLocal(conn transport.Conn) {
+	p := newPeer(s, conn)
+	p.side = sideLocal
+	s.serve(p)
+}
+
+func (s *Server) serve(p *Peer) {
+	conn := p.conn
+	if p.side != sideClient {
+		p.settle() // only clients resume sessions
+	}
 	ctx := conn.Context()
 	for {
 		stream, err := conn.AcceptStream(ctx)
@@ -200,7 +222,7 @@ func (r *patientReader) Read(b []byte) (int, error) {
 // serveStream takes one stream from its first byte to its last.
 func (s *Server) serveStream(ctx context.Context, p *Peer, stream transport.Stream) {
 	r := &patientReader{stream: stream, start: time.Now()}
-	if stream.ID() == 0 {
+	if stream.ID() == 0 && p.side == sideClient {
 		var first [1]byte
 		if _, err := io.ReadFull(r, first[:]); err == nil && first[0] == resumptionByte {
 			s.resume(ctx, p, stream, r)
@@ -363,7 +385,7 @@ func (s *Server) serveCall(ctx context.Context, p *Peer, stream transport.Stream
 // call it. It looks before the payload is read, so that a refused call costs
 // no memory.
 func (s *Server) admit(p *Peer, info *qpcpb.MethodInfo, header frame.RequestHeader) (qpcpb.Handler, *Error) {
-	if info == nil || info.Access == qpcpb.Access_ACCESS_PEER || info.Access == qpcpb.Access_ACCESS_LOCAL {
+	if info == nil || !p.side.calls(info.Access) {
 		return nil, Errorf(qpcpb.CodeUnimplemented, "this server has no method %d here", header.Method)
 	}
 	if header.Length > info.MaxRequest {
@@ -379,13 +401,33 @@ func (s *Server) admit(p *Peer, info *qpcpb.MethodInfo, header frame.RequestHead
 	return handler, nil
 }
 
+// A side is who is at the other end of a connection.
+type side int
+
+const (
+	sideClient side = iota // a client, with or without a session
+	sidePeer               // another server
+	sideLocal              // the owner, through the control socket
+)
+
+// calls reports whether methods of this access exist for the side.
+func (s side) calls(access qpcpb.Access) bool {
+	switch s {
+	case sidePeer:
+		return access == qpcpb.Access_ACCESS_PEER
+	case sideLocal:
+		return access == qpcpb.Access_ACCESS_LOCAL || access == qpcpb.Access_ACCESS_PUBLIC || access == qpcpb.Access_ACCESS_ADMIN
+	}
+	return access == qpcpb.Access_ACCESS_PUBLIC || access == qpcpb.Access_ACCESS_SESSION || access == qpcpb.Access_ACCESS_ADMIN
+}
+
 // authorize returns who makes a call of the method, or why this peer may not.
 func (p *Peer) authorize(info *qpcpb.MethodInfo) (*Principal, *Error) {
 	principal := p.Principal()
 	switch {
 	case p.closing.Load():
 		return nil, Errorf(qpcpb.CodeUnauthenticated, "this connection is closing; connect again")
-	case info.Access == qpcpb.Access_ACCESS_PUBLIC:
+	case info.Access == qpcpb.Access_ACCESS_PUBLIC, p.side != sideClient:
 		return principal, nil
 	case principal == nil:
 		return nil, Errorf(qpcpb.CodeUnauthenticated, "log in first")

@@ -26,6 +26,7 @@ type Tx struct {
 	lost      error
 	bytes     int
 	after     []func()
+	undone    []func()
 	open      []*Rows
 }
 
@@ -98,6 +99,13 @@ func (tx *Tx) QueryRow(query string, args ...any) *Row {
 // they must be quick, must not block, and must not use the database. Within
 // Read they are ignored.
 func (tx *Tx) AfterCommit(fn func()) { tx.after = append(tx.after, fn) }
+
+// AfterRollback registers fn to run when what the function has written is
+// undone: because it returned an error, or because the commit that it was part
+// of failed. It is for state in memory that follows the transaction, and runs
+// on the writer goroutine before any later function, under the rules of
+// AfterCommit.
+func (tx *Tx) AfterRollback(fn func()) { tx.undone = append(tx.undone, fn) }
 
 // ready prepares and binds a statement, and marks the transaction dirty if it
 // may write.

@@ -55,12 +55,13 @@ type writer struct {
 
 // request is one call of Write.
 type request struct {
-	ctx   context.Context
-	fn    func(tx *Tx) error
-	state atomic.Uint32
-	done  chan error // capacity 1, so that the writer never waits
-	err   error      // fn's
-	after []func()
+	ctx    context.Context
+	fn     func(tx *Tx) error
+	state  atomic.Uint32
+	done   chan error // capacity 1, so that the writer never waits
+	err    error      // fn's
+	after  []func()
+	undone []func()
 }
 
 // The states of a request. Whoever moves it out of waiting decides its fate.
@@ -210,7 +211,7 @@ func (w *writer) runOne(r *request) {
 	case tx.lost != nil:
 		w.lost = tx.lost
 	case r.err == nil:
-		r.after = tx.after
+		r.after, r.undone = tx.after, tx.undone
 		if tx.savepoint {
 			w.must(w.conn.control("RELEASE one"))
 		}
@@ -222,6 +223,9 @@ func (w *writer) runOne(r *request) {
 		w.must(w.conn.control("ROLLBACK"))
 		w.must(w.conn.control("BEGIN IMMEDIATE"))
 		w.dirty = false
+	}
+	if tx.lost != nil || r.err != nil {
+		w.hooks(tx.undone)
 	}
 }
 
@@ -285,28 +289,36 @@ func (w *writer) settle(failure error) {
 		if err := w.conn.control("ROLLBACK"); err != nil {
 			w.db.log.Debug("rollback after a failed batch", "error", err)
 		}
+		for _, r := range w.batch {
+			w.hooks(r.undone)
+		}
 	}
 	for i, r := range w.batch {
 		err := r.err
 		if failure != nil {
 			err = failure
 		} else if err == nil {
-			for _, fn := range r.after {
-				w.hook(fn)
-			}
+			w.hooks(r.after)
 		}
-		r.after = nil
+		r.after, r.undone = nil, nil
 		r.done <- err
 		w.batch[i] = nil // it belongs to its caller again
 	}
 	w.batch = w.batch[:0]
 }
 
-// hook runs one AfterCommit function; the commit stands whatever it does.
+// hooks runs functions that were registered with a transaction, in order.
+func (w *writer) hooks(all []func()) {
+	for _, fn := range all {
+		w.hook(fn)
+	}
+}
+
+// hook runs one of them; the outcome stands whatever it does.
 func (w *writer) hook(fn func()) {
 	defer func() {
 		if p := recover(); p != nil {
-			w.db.log.Error("an after-commit function panicked", "panic", p, "stack", string(debug.Stack()))
+			w.db.log.Error("a function of a transaction that has ended panicked", "panic", p, "stack", string(debug.Stack()))
 		}
 	}()
 	fn()

@@ -89,8 +89,8 @@ type Limits struct {
 	RegistrationBurst    int
 }
 
-// Options says what the service is made of. All fields are needed but Admins
-// and Limits.
+// Options says what the service is made of. All fields are needed but
+// Admins, Limits, Registered and MayLogIn.
 type Options struct {
 	DB     *store.DB
 	Opaque *opaque.Server
@@ -108,6 +108,12 @@ type Options struct {
 	// Erase removes an identity from every other domain, in the transaction
 	// that deletes the account.
 	Erase func(tx *store.Tx, identity rpc.IdentityKey) error
+	// Registered, when set, is told of every new binding of a name to an
+	// identity key, in the transaction that makes it.
+	Registered func(tx *store.Tx, username string, identity rpc.IdentityKey) error
+	// MayLogIn, when set, returns the answer to an identity that may not log
+	// in, as an *rpc.Error, or nil.
+	MayLogIn func(tx *store.Tx, identity rpc.IdentityKey) error
 	// DeviceSeen notes that a device has logged in or used its session.
 	DeviceSeen func(tx *store.Tx, identity rpc.IdentityKey, device rpc.DeviceID) error
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/quicprochat/qpcd/pkg/rpc"
 	"github.com/quicprochat/qpcd/pkg/store"
+	"github.com/quicprochat/qpcd/pkg/transport"
 )
 
 // Account is what other domains may know of an account.
@@ -179,8 +180,10 @@ func (s *Service) registerTx(tx *store.Tx, folded string, identity rpc.IdentityK
 	if _, err := tx.Exec(deleteRetired, folded); err != nil {
 		return err
 	}
-	_, err := tx.Exec(insertAccount, identity, folded, record, now, now)
-	return err
+	if _, err := tx.Exec(insertAccount, identity, folded, record, now, now); err != nil || s.options.Registered == nil {
+		return err
+	}
+	return s.options.Registered(tx, folded, identity)
 }
 
 // loginTx makes a session for the account of p, whose OPAQUE record must
@@ -200,6 +203,11 @@ func (s *Service) loginTx(tx *store.Tx, p rpc.Principal, record [32]byte) (surpl
 	}
 	if sha256.Sum256(present) != record {
 		return nil, errStale
+	}
+	if s.options.MayLogIn != nil {
+		if err := s.options.MayLogIn(tx, p.Identity); err != nil {
+			return nil, err
+		}
 	}
 	var device any
 	if p.HasDevice {
@@ -318,6 +326,18 @@ func (s *Service) Seen(ctx context.Context, identity rpc.IdentityKey) {
 	if err != nil && ctx.Err() == nil {
 		s.options.Log.Warn("the presence of a user is not written down", "error", err)
 	}
+}
+
+// EndSessionsTx deletes every session of an identity, and ends its live
+// connections once the transaction is committed.
+func (s *Service) EndSessionsTx(ctx context.Context, tx *store.Tx, identity rpc.IdentityKey, code transport.CloseCode, reason string) error {
+	if _, err := tx.Exec(deleteOtherSessions, identity, [32]byte{}); err != nil {
+		return err
+	}
+	tx.AfterCommit(func() {
+		s.options.Sessions.EndSessions(ctx, identity, func(*rpc.Principal) bool { return true }, code, reason)
+	})
+	return nil
 }
 
 // ForgetDeviceTx ends the sessions of a device.

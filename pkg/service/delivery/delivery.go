@@ -23,9 +23,7 @@
 package delivery
 
 import (
-	"context"
 	"crypto/ed25519"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -101,6 +99,26 @@ type Pusher interface {
 	Send(to rpc.IdentityKey, event push.Event)
 }
 
+// Remote carries messages to identities that live on other servers;
+// federation.Service is one.
+type Remote interface {
+	// HomeTx returns the domain that an identity lives on; ok is false for one
+	// that lives here or that nobody has met.
+	HomeTx(tx *store.Tx, identity rpc.IdentityKey) (domain string, ok bool, err error)
+	// RelayTx queues a message for another server. An *rpc.Error says that it
+	// is refused and that nothing was written.
+	RelayTx(tx *store.Tx, domain string, m Relay) error
+}
+
+// Relay is a message on its way to another server.
+type Relay struct {
+	Sender, Recipient rpc.IdentityKey
+	Channel           []byte // 16 bytes, or empty for the inbox
+	Payload           []byte
+	ID                rpc.MessageID // zeros for none
+	ValidFor          time.Duration
+}
+
 // Limits are the bounds that an installation sets.
 type Limits struct {
 	// Retention is how long a message waits at most.
@@ -113,7 +131,8 @@ type Limits struct {
 	SendBurst int
 }
 
-// Options says what the service is made of. All fields are needed.
+// Options says what the service is made of. All fields but Remote are
+// needed.
 type Options struct {
 	DB       *store.DB
 	Log      *slog.Logger
@@ -124,7 +143,9 @@ type Options struct {
 	Channels Channels
 	Devices  Devices
 	Push     Pusher
-	Limits   Limits
+	// Remote may be nil: then everybody lives here.
+	Remote Remote
+	Limits Limits
 }
 
 // Service answers the methods of qpcpb.DeliveryServer.
@@ -215,14 +236,4 @@ func (s *Service) announce(recipient rpc.IdentityKey, envelope *qpcpb.Envelope) 
 		event.Envelope = envelope
 	}
 	s.options.Push.Send(recipient, push.Event{Kind: qpcpb.EventMessageAvailable, Message: event})
-}
-
-// write runs a transaction of this domain. When it fails, counts that were
-// noted on the way are forgotten; a refusal comes before the first of them.
-func (s *Service) write(ctx context.Context, f func(tx *store.Tx) error) error {
-	err := s.options.DB.Write(ctx, f)
-	if refusal := (*rpc.Error)(nil); err != nil && !errors.As(err, &refusal) {
-		s.parties.forgetLoads()
-	}
-	return err
 }

@@ -202,7 +202,7 @@ func (s *Service) fetch(ctx context.Context, p page) ([]*qpcpb.Envelope, error) 
 		for _, at := range read {
 			last[at.queue] = at.seq
 		}
-		err = s.write(ctx, func(tx *store.Tx) error {
+		err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
 			if err := s.checkDeviceTx(tx, p); err != nil {
 				return err
 			}

@@ -121,7 +121,8 @@ func (p *parties) nextID(tx *store.Tx) (int64, error) {
 }
 
 // setLoad notes what waits for a party after the message just stored.
-func (p *parties) setLoad(id int64, l load) {
+func (p *parties) setLoad(tx *store.Tx, id int64, l load) {
+	tx.AfterRollback(p.forgetLoads)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	makeRoom(p.loads)

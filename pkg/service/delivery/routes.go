@@ -37,7 +37,7 @@ func (s *Service) Enqueue(ctx context.Context, r *qpcpb.EnqueueRequest) (*qpcpb.
 	m.payloadHash = sha256.Sum256(r.Payload)
 	var stored outcome
 	proof := make(chan []byte, 1)
-	err = s.write(ctx, func(tx *store.Tx) error {
+	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
 		stored, err = s.enqueueTx(tx, m)
 		if err == nil {
 			// The proof is made while the commit waits for the disk. It leaves
@@ -74,7 +74,7 @@ func (s *Service) BatchEnqueue(ctx context.Context, r *qpcpb.BatchEnqueueRequest
 	} else {
 		for start := 0; start < len(messages); {
 			end := batchStep(messages, start)
-			err = s.write(ctx, func(tx *store.Tx) error {
+			err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
 				for i := start; i < end; i++ {
 					var err error
 					// A refusal comes before the first write for its recipient,
@@ -254,7 +254,7 @@ func (s *Service) Ack(ctx context.Context, r *qpcpb.AckRequest) (*qpcpb.AckRespo
 	if err != nil {
 		return nil, err
 	}
-	err = s.write(ctx, func(tx *store.Tx) error { return s.ackTx(tx, p, r.SeqUpTo) })
+	err = s.options.DB.Write(ctx, func(tx *store.Tx) error { return s.ackTx(tx, p, r.SeqUpTo) })
 	if err != nil {
 		return nil, fmt.Errorf("acknowledging messages: %w", err)
 	}

@@ -1,8 +1,10 @@
 package delivery
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/rpc"
@@ -92,7 +94,7 @@ func liveQueuesTx(tx *store.Tx, party int64) (queues []queue, err error) {
 // mayReachTx refuses a message that may not go to its address, and reports
 // whether the recipient has blocked the sender.
 func (s *Service) mayReachTx(tx *store.Tx, sender rpc.IdentityKey, to address) (blocked bool, err error) {
-	exists, err := s.options.Accounts.ExistsTx(tx, to.recipient)
+	exists, err := s.existsTx(tx, to.recipient)
 	if err != nil {
 		return false, err
 	}
@@ -135,7 +137,7 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 	if m.hasID && sender == 0 {
 		// A sender who has deleted their account while this call was on its way
 		// must not leave a row behind.
-		switch exists, err := s.options.Accounts.ExistsTx(tx, m.sender); {
+		switch exists, err := s.existsTx(tx, m.sender); {
 		case err != nil:
 			return outcome{}, err
 		case !exists:
@@ -143,24 +145,15 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 		}
 	}
 	// A full queue is full for a blocked sender too, who would notice else.
-	size := int64(len(m.payload))
-	var waiting load
-	if q.party != 0 {
-		if waiting, err = s.parties.load(tx, q.party); err != nil {
-			return outcome{}, err
-		}
-	}
-	if waiting.messages >= s.options.Limits.QueueMessages || waiting.bytes+size > s.options.Limits.QueueBytes {
-		return outcome{}, rpc.Errorf(qpcpb.CodeQueueFull, "the recipient's queue is full until they fetch their messages")
-	}
-	if q, err = s.openQueueTx(tx, q, m.to); err != nil {
+	waiting, fits, err := s.roomTx(tx, q, len(m.payload), 1)
+	if err != nil {
 		return outcome{}, err
 	}
-	seq := q.lastSeq + 1
-	if seq > maxSeq {
-		return outcome{}, fmt.Errorf("queue %d has used all its sequence numbers", q.id)
+	if !fits {
+		return outcome{}, rpc.Errorf(qpcpb.CodeQueueFull, "the recipient's queue is full until they fetch their messages")
 	}
-	if _, err := tx.Exec(updateLastSeq, seq, q.id); err != nil {
+	stored, err := s.nextTx(tx, &q, m)
+	if err != nil {
 		return outcome{}, err
 	}
 	if m.hasID {
@@ -170,27 +163,117 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 			}
 		}
 		until := now + int64(s.options.Limits.Retention.Seconds())
-		if _, err := tx.Exec(insertReceipt, m.id, sender, q.id, seq, m.payloadHash, until); err != nil {
+		if _, err := tx.Exec(insertReceipt, m.id, sender, q.id, stored.seq, m.payloadHash, until); err != nil {
 			return outcome{}, err
 		}
 	}
-	stored := outcome{seq: seq, payloadHash: m.payloadHash}
 	if blocked {
 		return stored, nil
+	}
+	return stored, s.appendTx(tx, q, m, stored.seq, waiting)
+}
+
+// existsTx reports whether an identity lives here, or is known to live on
+// another server.
+func (s *Service) existsTx(tx *store.Tx, identity rpc.IdentityKey) (bool, error) {
+	exists, err := s.options.Accounts.ExistsTx(tx, identity)
+	if err != nil || exists || s.options.Remote == nil {
+		return exists, err
+	}
+	_, exists, err = s.options.Remote.HomeTx(tx, identity)
+	return exists, err
+}
+
+// roomTx returns what waits for the party of a queue, and whether a payload
+// more fits into so many times the limits.
+func (s *Service) roomTx(tx *store.Tx, q queue, size int, times int64) (waiting load, fits bool, err error) {
+	if q.party != 0 {
+		if waiting, err = s.parties.load(tx, q.party); err != nil {
+			return load{}, false, err
+		}
+	}
+	return waiting, waiting.messages < times*s.options.Limits.QueueMessages &&
+		waiting.bytes+int64(size) <= times*s.options.Limits.QueueBytes, nil
+}
+
+// nextTx takes the next sequence number of a queue, making the queue when
+// there is none.
+func (s *Service) nextTx(tx *store.Tx, q *queue, m message) (outcome, error) {
+	var err error
+	if *q, err = s.openQueueTx(tx, *q, m.to); err != nil {
+		return outcome{}, err
+	}
+	seq := q.lastSeq + 1
+	if seq > maxSeq {
+		return outcome{}, fmt.Errorf("queue %d has used all its sequence numbers", q.id)
+	}
+	if _, err := tx.Exec(updateLastSeq, seq, q.id); err != nil {
+		return outcome{}, err
+	}
+	return outcome{seq: seq, payloadHash: m.payloadHash}, nil
+}
+
+// appendTx puts a message at the end of the log, or on its way to the server
+// that its recipient lives on.
+func (s *Service) appendTx(tx *store.Tx, q queue, m message, seq uint64, waiting load) error {
+	if s.options.Remote != nil {
+		switch home, elsewhere, err := s.options.Remote.HomeTx(tx, m.to.recipient); {
+		case err != nil:
+			return err
+		case elsewhere:
+			return s.options.Remote.RelayTx(tx, home, Relay{
+				Sender: m.sender, Recipient: m.to.recipient, Channel: m.to.channel(),
+				Payload: m.payload, ID: m.id, ValidFor: time.Duration(m.validFor) * time.Second,
+			})
+		}
 	}
 	received := max(0, s.options.Now().Unix()) // a clock before 1970 has no place on the wire
 	id, err := s.parties.nextID(tx)
 	if err != nil {
-		return outcome{}, err
+		return err
 	}
-	if _, err := tx.Exec(insertMessage, id, bucketOf(id), q.id, seq, received, now+m.validFor, m.payload); err != nil {
-		return outcome{}, err
+	until := s.options.DB.ServiceTime() + m.validFor
+	if _, err := tx.Exec(insertMessage, id, bucketOf(id), q.id, seq, received, until, m.payload); err != nil {
+		return err
 	}
-	s.parties.setLoad(q.party, load{waiting.messages + 1, waiting.bytes + size})
+	s.parties.setLoad(tx, q.party, load{waiting.messages + 1, waiting.bytes + int64(len(m.payload))})
 	tx.AfterCommit(func() {
 		s.announce(m.to.recipient, &qpcpb.Envelope{Seq: seq, Data: m.payload, ChannelId: m.to.channel(), ReceivedAt: uint64(received)})
 	})
-	return stored, nil
+	return nil
+}
+
+// Posting is a message that another domain queues within its own transaction.
+type Posting struct {
+	Sender, Recipient rpc.IdentityKey
+	Channel           rpc.ChannelID
+	InChannel         bool // false: into the inbox
+	Payload           []byte
+}
+
+// PostTx queues a message that its recipient must not miss, as a commit of a
+// group: no block and no rate holds it back, and it may fill the queue to twice
+// its limits. What exceeds that is dropped: who has been away for so long
+// misses messages anyway.
+func (s *Service) PostTx(tx *store.Tx, p Posting) error {
+	m := message{
+		sender: p.Sender, to: address{recipient: p.Recipient, id: p.Channel, inChannel: p.InChannel},
+		payload: p.Payload, payloadHash: sha256.Sum256(p.Payload),
+		validFor: int64(s.options.Limits.Retention / time.Second),
+	}
+	q, err := s.queueTx(tx, m.to)
+	if err != nil {
+		return err
+	}
+	waiting, fits, err := s.roomTx(tx, q, len(p.Payload), 2)
+	if err != nil || !fits {
+		return err
+	}
+	stored, err := s.nextTx(tx, &q, m)
+	if err != nil {
+		return err
+	}
+	return s.appendTx(tx, q, m, stored.seq, waiting)
 }
 
 // openQueueTx makes the rows that a queue lacks.

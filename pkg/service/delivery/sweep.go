@@ -36,7 +36,7 @@ func (s *Service) Sweep(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	err = s.write(ctx, func(tx *store.Tx) error {
+	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
 		more, err = s.sweepTx(tx, done, now)
 		return err
 	})
