@@ -15,7 +15,6 @@ CREATE TABLE delivery_receipt ( id INTEGER PRIMARY KEY, message_id BLOB NOT NULL
 CREATE TABLE device_device ( identity_key BLOB NOT NULL CHECK (length(identity_key) = 32), device_id BLOB NOT NULL CHECK (length(device_id) = 16), name TEXT NOT NULL, registered_at INTEGER NOT NULL, last_seen_at INTEGER NOT NULL, PRIMARY KEY (identity_key, device_id) ) STRICT, WITHOUT ROWID;
 CREATE TABLE directory_block ( blocker_key BLOB NOT NULL CHECK (length(blocker_key) = 32), blocked_key BLOB NOT NULL CHECK (length(blocked_key) = 32), PRIMARY KEY (blocker_key, blocked_key) ) STRICT, WITHOUT ROWID;
 CREATE INDEX directory_block_blocked ON directory_block (blocked_key);
-CREATE TABLE directory_endpoint ( identity_key BLOB PRIMARY KEY CHECK (length(identity_key) = 32), address BLOB NOT NULL, valid_until INTEGER NOT NULL ) STRICT, WITHOUT ROWID;
 CREATE TABLE federation_identity ( identity_key BLOB PRIMARY KEY CHECK (length(identity_key) = 32), domain TEXT NOT NULL, username TEXT NOT NULL ) STRICT, WITHOUT ROWID;
 CREATE TABLE group_channel ( channel_id BLOB PRIMARY KEY CHECK (length(channel_id) = 16), low_key BLOB NOT NULL CHECK (length(low_key) = 32), high_key BLOB NOT NULL CHECK (length(high_key) = 32), UNIQUE (low_key, high_key), CHECK (low_key < high_key) ) STRICT, WITHOUT ROWID;
 CREATE INDEX group_channel_high ON group_channel (high_key);
@@ -29,6 +28,7 @@ CREATE UNIQUE INDEX keys_package_last_resort ON keys_package (identity_key, devi
 CREATE INDEX keys_package_owner ON keys_package (identity_key, device_id, last_resort, id);
 CREATE INDEX keys_package_valid_until ON keys_package (valid_until);
 CREATE TABLE moderation_ban ( identity_key BLOB PRIMARY KEY CHECK (length(identity_key) = 32), reason TEXT NOT NULL, banned_at INTEGER NOT NULL, valid_until INTEGER NOT NULL ) STRICT, WITHOUT ROWID;
+CREATE TABLE reach_endpoint ( identity_key BLOB PRIMARY KEY CHECK (length(identity_key) = 32), address BLOB NOT NULL, valid_until INTEGER NOT NULL ) STRICT, WITHOUT ROWID;
 CREATE TABLE recovery_bundle ( token_hash BLOB PRIMARY KEY CHECK (length(token_hash) = 32), identity_key BLOB NOT NULL CHECK (length(identity_key) = 32), bundle BLOB NOT NULL ) STRICT, WITHOUT ROWID;
 CREATE TABLE server_secret ( name TEXT PRIMARY KEY, value BLOB NOT NULL ) STRICT, WITHOUT ROWID;
 CREATE TABLE store_meta ( id INTEGER PRIMARY KEY CHECK (id = 1), clean INTEGER NOT NULL CHECK (clean IN (0, 1)), service_seconds INTEGER NOT NULL CHECK (service_seconds >= 0) ) STRICT;
