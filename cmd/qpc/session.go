@@ -55,19 +55,9 @@ func (a *app) options(p home.Profile, s client.Store) (client.Options, error) {
 
 // dialer returns how to connect to a server.
 func (a *app) dialer(server string) (client.DialFunc, error) {
-	var trust transport.Trust
-	if a.cli.CACert != "" {
-		t, err := transport.TrustCertificateFile(a.cli.CACert)
-		if err != nil {
-			return nil, usageError{err}
-		}
-		trust = t
-	} else {
-		servers := a.home.Servers()
-		servers.Met = func(server string, pin transport.Pin) {
-			a.note("met server %s; its fingerprint is: %s", server, strings.Join(pin.Words(), " "))
-		}
-		trust = transport.TrustFirstUse(servers)
+	trust, err := a.trust(server)
+	if err != nil {
+		return nil, err
 	}
 	options := transport.DialOptions{Address: server, ServerName: a.cli.ServerName, Trust: trust}
 	return func(ctx context.Context) (transport.Conn, error) {
@@ -83,6 +73,32 @@ func (a *app) dialer(server string) (client.DialFunc, error) {
 		}
 		return nil, &unreachableError{server: server, cause: err}
 	}, nil
+}
+
+// trust returns how a server is told from an impostor.
+func (a *app) trust(server string) (transport.Trust, error) {
+	if a.cli.CACert != "" {
+		t, err := transport.TrustCertificateFile(a.cli.CACert)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		return t, nil
+	}
+	servers := a.home.Servers()
+	byAuthorities, err := servers.ByAuthorities(server)
+	if err != nil {
+		return nil, err
+	}
+	if byAuthorities {
+		return transport.TrustAuthorities(nil), nil
+	}
+	servers.Met = func(server string, pin transport.Pin) {
+		a.note("met server %s; its fingerprint is: %s", server, strings.Join(pin.Words(), " "))
+	}
+	servers.Replaced = func(server string, next transport.Pin) {
+		a.note("server %s has a new key, which its old one has signed; its fingerprint is now: %s", server, strings.Join(next.Words(), " "))
+	}
+	return transport.TrustFirstUse(servers), nil
 }
 
 // open opens the account that a command is to act as, asking for its password.

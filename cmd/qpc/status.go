@@ -143,7 +143,25 @@ func (cmd *statusCmd) print(a *app, s statusJSON) error {
 }
 
 type trustCmd struct {
-	Forget trustForgetCmd `cmd:"" help:"Forget the key of a server, so that the next connection trusts the key it meets."`
+	Authorities trustAuthoritiesCmd `cmd:"" help:"Verify a server's name by this system's certificate authorities instead of a pinned key, as browsers do."`
+	Forget      trustForgetCmd      `cmd:"" help:"Forget the key of a server, so that the next connection trusts the key it meets."`
+}
+
+type trustAuthoritiesCmd struct {
+	Address string `arg:"" name:"server" help:"The server, as NAME:PORT."`
+}
+
+// Run implements qpc trust authorities.
+func (cmd *trustAuthoritiesCmd) Run(a *app) error {
+	address, err := transport.ParseAddress(cmd.Address)
+	if err != nil {
+		return usageError{err}
+	}
+	if err := a.home.Servers().UseAuthorities(address.String()); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "From now on %s must have a valid certificate for that name. Undo it with: qpc trust forget %s\n", address, address)
+	return nil
 }
 
 type trustForgetCmd struct {

@@ -252,6 +252,7 @@ type anyServer struct{}
 
 func (anyServer) Lookup(string) (transport.Pin, bool, error) { return transport.Pin{}, false, nil }
 func (anyServer) Remember(string, transport.Pin) error       { return nil }
+func (anyServer) Replace(string, transport.Pin, transport.Pin) error { return nil }
 
 func cmdConnect(ts *testscript.TestScript, neg bool, args []string) {
 	usageOf(ts, neg, len(args) == 1, "connect ADDR")

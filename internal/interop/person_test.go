@@ -49,6 +49,8 @@ func (p *pins) Remember(server string, pin transport.Pin) error {
 	return nil
 }
 
+func (p *pins) Replace(server string, _, next transport.Pin) error { return p.Remember(server, next) }
+
 func (p *person) options() client.Options {
 	p.t.Helper()
 	store, err := localstore.Open(p.t.Context(), p.path, nil)

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -15,6 +16,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -26,6 +29,7 @@ type CertificateStore struct {
 	certPath, keyPath string
 	now               func() time.Time
 	created           bool
+	rotating          sync.Mutex
 	current           atomic.Pointer[tls.Certificate]
 }
 
@@ -48,6 +52,9 @@ func LoadOrCreate(certPath, keyPath string, names []string, now func() time.Time
 		now = time.Now
 	}
 	s := &CertificateStore{certPath: certPath, keyPath: keyPath, now: now}
+	if err := finishRotation(certPath, keyPath); err != nil {
+		return nil, err
+	}
 	haveCert, err := exists(certPath)
 	if err != nil {
 		return nil, fmt.Errorf("read the certificate: %w", err)
@@ -101,6 +108,89 @@ func (s *CertificateStore) Reload() (changed bool, err error) {
 	return !same, nil
 }
 
+// nextSuffix ends the names of the files of a pair that is to take the place of
+// the present one.
+const nextSuffix = ".next"
+
+// ErrNotSelfSigned is returned by [CertificateStore.Rotate] for a certificate
+// that an authority has issued: a new one comes from there.
+var ErrNotSelfSigned = errors.New("the certificate is not self-signed; renew it where it was issued")
+
+// SelfSigned reports whether the present certificate is signed by its own key.
+func (s *CertificateStore) SelfSigned() bool { return selfSigned(s.Leaf()) }
+
+func selfSigned(cert *x509.Certificate) bool {
+	return bytes.Equal(cert.RawIssuer, cert.RawSubject) &&
+		cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil
+}
+
+// Rotate makes a new key and a self-signed certificate for it that carries the
+// old key's hand-over ([HandedOver]), and serves with them from then on. The old
+// key is gone afterwards. A power cut leaves either pair whole: the new one
+// counts once its certificate is written beside the old one.
+func (s *CertificateStore) Rotate(names []string, random io.Reader) error {
+	s.rotating.Lock()
+	defer s.rotating.Unlock()
+	old := s.current.Load()
+	oldKey, ok := old.PrivateKey.(crypto.Signer)
+	if !ok || !selfSigned(old.Leaf) {
+		return ErrNotSelfSigned
+	}
+	key, keyDER, err := newKey()
+	if err != nil {
+		return err
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return fmt.Errorf("encode the public key: %w", err)
+	}
+	handOvers, err := signHandOvers(old.Leaf, oldKey, sha256.Sum256(public))
+	if err != nil {
+		return err
+	}
+	certDER, err := selfSign(key, names, handOvers, random)
+	if err != nil {
+		return err
+	}
+	if err := writeAtomic(s.keyPath+nextSuffix, keyDER, privateMode); err != nil {
+		return fmt.Errorf("store the new private key: %w", err)
+	}
+	if err := writeAtomic(s.certPath+nextSuffix, certDER, publicMode); err != nil {
+		return fmt.Errorf("store the new certificate: %w", err)
+	}
+	if err := finishRotation(s.certPath, s.keyPath); err != nil {
+		return err
+	}
+	_, err = s.Reload()
+	return err
+}
+
+// finishRotation puts a new pair in the place of the old one, if a whole one
+// stands beside it, and removes a new key that never got its certificate.
+func finishRotation(certPath, keyPath string) error {
+	ready, err := exists(certPath + nextSuffix)
+	if err != nil {
+		return fmt.Errorf("look for a new certificate: %w", err)
+	}
+	if !ready {
+		if err := os.Remove(keyPath + nextSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove an unfinished private key: %w", err)
+		}
+		return nil
+	}
+	for _, path := range []string{keyPath, certPath} {
+		err := os.Rename(path+nextSuffix, path)
+		if err == nil {
+			err = syncDir(filepath.Dir(path))
+		}
+		// The key may have been moved before a power cut.
+		if err != nil && !(path == keyPath && errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("put the new certificate in place: %w", err)
+		}
+	}
+	return nil
+}
+
 // GetCertificate is for tls.Config: the present certificate.
 func (s *CertificateStore) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return s.current.Load(), nil
@@ -112,6 +202,10 @@ func (s *CertificateStore) Leaf() *x509.Certificate { return s.current.Load().Le
 // Pin is the pin of the present certificate's key.
 func (s *CertificateStore) Pin() Pin { return PinOf(s.Leaf()) }
 
+// warnBefore is how long before its end a certificate is warned of. ACME clients
+// renew at 30 days, so that what stands here then has not been renewed.
+const warnBefore = 30 * 24 * time.Hour
+
 // Warnings lists what is wrong with the present pair but does not keep it from
 // use, one sentence each. Dates are judged only when the clock knows the time:
 // clients that pin the key do not look at dates at all.
@@ -122,6 +216,8 @@ func (s *CertificateStore) Warnings() []string {
 	case clockUnset(now):
 	case now.After(leaf.NotAfter):
 		out = append(out, fmt.Sprintf("certificate %s expired on %s: clients that check dates refuse it; renew it", s.certPath, leaf.NotAfter.Format(time.DateOnly)))
+	case leaf.NotAfter.Sub(now) < warnBefore:
+		out = append(out, fmt.Sprintf("certificate %s expires on %s: renew it", s.certPath, leaf.NotAfter.Format(time.DateOnly)))
 	case now.Before(leaf.NotBefore):
 		out = append(out, fmt.Sprintf("certificate %s is not valid before %s: clients that check dates refuse it until then", s.certPath, leaf.NotBefore.Format(time.DateOnly)))
 	}

@@ -57,7 +57,7 @@ func pemOf(kind string, der []byte) []byte {
 
 func signed(t testing.TB, key crypto.Signer) []byte {
 	t.Helper()
-	der, err := selfSign(key, []string{"localhost"}, nil)
+	der, err := selfSign(key, []string{"localhost"}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,6 +353,8 @@ func TestWarnings(t *testing.T) {
 		want string
 	}{
 		"fine":           {from.AddDate(0, 1, 0), 0o600, false, ""},
+		"nearly over":    {until.AddDate(0, 0, -29), 0o600, false, "expires on"},
+		"a month left":   {until.AddDate(0, 0, -31), 0o600, false, ""},
 		"expired":        {until.AddDate(0, 0, 1), 0o600, false, "expired on"},
 		"early":          {from.AddDate(0, 0, -1), 0o600, false, "is not valid before"},
 		"no clock":       {time.Unix(5, 0), 0o600, false, ""},

@@ -110,11 +110,12 @@ func (s *server) accepted(t testing.TB) Conn {
 // memory is a PinStore.
 type memory map[string]Pin
 
-func (m memory) Lookup(server string) (Pin, bool, error) { p, ok := m[server]; return p, ok, nil }
-func (m memory) Remember(server string, pin Pin) error   { m[server] = pin; return nil }
-func trustAll() Trust                                    { return TrustFirstUse(memory{}) }
-func dialOptions(addr string) DialOptions                { return DialOptions{Address: addr, Trust: trustAll()} }
-func mustDial(t testing.TB, o DialOptions) Conn          { t.Helper(); return must(t)(Dial(within(t), o)) }
+func (m memory) Lookup(server string) (Pin, bool, error)  { p, ok := m[server]; return p, ok, nil }
+func (m memory) Remember(server string, pin Pin) error    { m[server] = pin; return nil }
+func (m memory) Replace(server string, _, next Pin) error { m[server] = next; return nil }
+func trustAll() Trust                                     { return TrustFirstUse(memory{}) }
+func dialOptions(addr string) DialOptions                 { return DialOptions{Address: addr, Trust: trustAll()} }
+func mustDial(t testing.TB, o DialOptions) Conn           { t.Helper(); return must(t)(Dial(within(t), o)) }
 func must(t testing.TB) func(c Conn, err error) Conn {
 	return func(c Conn, err error) Conn {
 		t.Helper()

@@ -97,22 +97,16 @@ func createPair(certPath, keyPath string, haveKey bool, names []string, random i
 			return fmt.Errorf("private key file %s: %w", keyPath, err)
 		}
 	} else {
-		// P-256: every TLS stack has it, browsers too, and signing is
-		// cheap on a router.
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		k, der, err := newKey()
 		if err != nil {
-			return fmt.Errorf("make a private key: %w", err)
-		}
-		der, err := x509.MarshalPKCS8PrivateKey(k)
-		if err != nil {
-			return fmt.Errorf("encode the private key: %w", err)
+			return err
 		}
 		if err := writeAtomic(keyPath, der, privateMode); err != nil {
 			return fmt.Errorf("store the private key: %w", err)
 		}
 		key = k
 	}
-	der, err := selfSign(key, names, random)
+	der, err := selfSign(key, names, nil, random)
 	if err != nil {
 		return err
 	}
@@ -122,9 +116,24 @@ func createPair(certPath, keyPath string, haveKey bool, names []string, random i
 	return nil
 }
 
-// selfSign makes the certificate. It is no certificate authority: rustls refuses
+// newKey makes a private key, and its PKCS #8 form. P-256: every TLS stack has
+// it, browsers too, and signing is cheap on a router.
+func newKey() (*ecdsa.PrivateKey, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a private key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode the private key: %w", err)
+	}
+	return key, der, nil
+}
+
+// selfSign makes the certificate, with the hand-overs of earlier keys if there
+// are any. It is no certificate authority: rustls refuses
 // those as a server's own.
-func selfSign(key crypto.Signer, names []string, random io.Reader) ([]byte, error) {
+func selfSign(key crypto.Signer, names []string, handOvers []byte, random io.Reader) ([]byte, error) {
 	if random == nil {
 		random = rand.Reader
 	}
@@ -141,6 +150,9 @@ func selfSign(key crypto.Signer, names []string, random io.Reader) ([]byte, erro
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
+	}
+	if len(handOvers) > 0 {
+		template.ExtraExtensions = []pkix.Extension{{Id: oidHandOver(), Value: handOvers}}
 	}
 	for _, name := range names {
 		if ip, err := netip.ParseAddr(name); err == nil {

@@ -8,12 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 // A Trust decides whether the certificate a server presents is the right one.
-// Make one with [TrustPin], [TrustFirstUse], [TrustKnown], [TrustCertificate]
-// or [TrustCertificateFile].
+// Make one with [TrustPin], [TrustFirstUse], [TrustKnown], [TrustCertificate],
+// [TrustCertificateFile] or [TrustAuthorities].
 type Trust interface {
 	// begin prepares the decision about one dial to server, the string form
 	// of an [Address].
@@ -45,6 +46,9 @@ type PinStore interface {
 	// Remember stores the pin of a server never seen before. An error
 	// refuses the connection.
 	Remember(server string, pin Pin) error
+	// Replace stores the pin that a server's known one has handed over to
+	// ([HandedOver]). An error refuses the connection.
+	Replace(server string, known, next Pin) error
 }
 
 // ErrPinChanged says that a server presented another key than the one known.
@@ -78,8 +82,8 @@ func (e *ErrUnknownServer) Error() string {
 		e.Server, e.Presented, strings.Join(e.Presented.Words(), " "))
 }
 
-// TrustPin trusts exactly one key, whatever its certificate says of names and
-// dates.
+// TrustPin trusts exactly one key, and those that it has handed over to
+// ([HandedOver]), whatever the certificate says of names and dates.
 func TrustPin(pin Pin) Trust { return trustPin(pin) }
 
 type trustPin Pin
@@ -88,21 +92,27 @@ func (t trustPin) begin(server string) (*decision, error) {
 	return pinned(server, Pin(t)), nil
 }
 
+// pinned trusts a known key or the one that it has handed over to.
 func pinned(server string, known Pin) *decision {
 	scope := "pin " + known.String()
 	return &decision{
 		scope: scope,
 		verify: func(chain []*x509.Certificate, _ string, _ time.Time) (string, error) {
-			if presented := PinOf(chain[0]); presented != known {
-				return "", &ErrPinChanged{Server: server, Known: known, Presented: presented}
+			presented := PinOf(chain[0])
+			switch {
+			case presented == known:
+				return scope, nil
+			case HandedOver(chain[0], known):
+				return "pin " + presented.String(), nil
 			}
-			return scope, nil
+			return "", &ErrPinChanged{Server: server, Known: known, Presented: presented}
 		},
 	}
 }
 
 // TrustFirstUse trusts the key a server presents at the first meeting, stores
-// it, and from then on only that key ([ErrPinChanged]).
+// it, and from then on only that key or the one that it hands over to, which
+// then takes its place in the store ([ErrPinChanged]).
 func TrustFirstUse(store PinStore) Trust { return trustStore{store: store, learn: true} }
 
 // TrustKnown trusts servers in the store and refuses others with
@@ -120,7 +130,25 @@ func (t trustStore) begin(server string) (*decision, error) {
 		return nil, fmt.Errorf("look up the known key of %s: %w", server, err)
 	}
 	if ok {
-		return pinned(server, known), nil
+		d := pinned(server, known)
+		verify, presented := d.verify, atomic.Pointer[Pin]{}
+		d.verify = func(chain []*x509.Certificate, name string, now time.Time) (string, error) {
+			scope, err := verify(chain, name, now)
+			pin := PinOf(chain[0])
+			presented.Store(&pin)
+			return scope, err
+		}
+		d.remember = func() error {
+			next := presented.Load()
+			if next == nil || *next == known {
+				return nil
+			}
+			if err := t.store.Replace(server, known, *next); err != nil {
+				return fmt.Errorf("remember the new key of %s: %w", server, err)
+			}
+			return nil
+		}
+		return d, nil
 	}
 	var presented Pin
 	d := &decision{
@@ -194,17 +222,41 @@ func (t trustCertificate) begin(server string) (*decision, error) {
 }
 
 func (t trustCertificate) verifyChain(chain []*x509.Certificate, name string, now time.Time, server string) error {
+	roots := x509.NewCertPool()
+	roots.AddCert(t.cert)
+	return verifyChain(chain, roots, name, now, server)
+}
+
+// TrustAuthorities trusts a server whose certificate an authority has issued for
+// the name it is called by, as browsers do: for servers with a public
+// certificate, whose key may change at every renewal. roots nil are the
+// system's.
+func TrustAuthorities(roots *x509.CertPool) Trust { return trustAuthorities{roots} }
+
+type trustAuthorities struct{ roots *x509.CertPool }
+
+func (t trustAuthorities) begin(server string) (*decision, error) {
+	const scope = "authorities"
+	return &decision{
+		scope: scope,
+		verify: func(chain []*x509.Certificate, name string, now time.Time) (string, error) {
+			return scope, verifyChain(chain, t.roots, name, now, server)
+		},
+	}, nil
+}
+
+// verifyChain checks that a chain leads to one of roots, for a name and now.
+func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, name string, now time.Time, server string) error {
 	if name == "" { // crypto/x509 would then check no name at all
 		return fmt.Errorf("verify server %s: no server name given", server)
 	}
 	opts := x509.VerifyOptions{
 		DNSName:       name,
-		Roots:         x509.NewCertPool(),
+		Roots:         roots,
 		Intermediates: x509.NewCertPool(),
 		CurrentTime:   now,
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	opts.Roots.AddCert(t.cert)
 	for _, c := range chain[1:] {
 		opts.Intermediates.AddCert(c)
 	}

@@ -62,7 +62,8 @@ func (f flaky) Lookup(s string) (Pin, bool, error) {
 	}
 	return f.memory.Lookup(s)
 }
-func (f flaky) Remember(string, Pin) error { return f.remember }
+func (f flaky) Remember(string, Pin) error     { return f.remember }
+func (f flaky) Replace(string, Pin, Pin) error { return f.remember }
 
 func TestStoreFailuresRefuse(t *testing.T) {
 	s := serve(t, ServerOptions{})

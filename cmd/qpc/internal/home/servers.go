@@ -17,10 +17,13 @@ import (
 )
 
 // serversFile has a line for each server met: host:port, a space, the pin in
-// hexadecimal. Empty lines and lines that begin with # are left alone.
+// hexadecimal, or the word authorities where the server's name is verified by
+// the system's certificate authorities instead. Empty lines and lines that
+// begin with # are left alone.
 const (
-	serversFile = "known_servers"
-	serversLock = "known_servers.lock"
+	serversFile     = "known_servers"
+	authoritiesWord = "authorities"
+	serversLock     = "known_servers.lock"
 )
 
 // Servers is the transport.PinStore in the known_servers file.
@@ -28,6 +31,9 @@ type Servers struct {
 	home *Home
 	// Met, when set, is told of each server that was met for the first time.
 	Met func(server string, pin transport.Pin)
+	// Replaced, when set, is told of each server whose key has handed over to
+	// a new one.
+	Replaced func(server string, next transport.Pin)
 
 	mu sync.Mutex
 }
@@ -60,15 +66,70 @@ func (s *Servers) Remember(server string, pin transport.Pin) error {
 		case ok:
 			return content, nil
 		}
-		if len(content) > 0 && content[len(content)-1] != '\n' {
-			content = append(content, '\n')
-		}
-		return fmt.Appendf(content, "%s %s\n", server, pin), nil
+		return withLine(content, server, pin.String()), nil
 	})
 	if err == nil && s.Met != nil {
 		s.Met(server, pin)
 	}
 	return err
+}
+
+// Replace puts the pin in the place of the one that has handed over to it.
+func (s *Servers) Replace(server string, known, next transport.Pin) error {
+	changed := false
+	err := s.change(func(content []byte) ([]byte, error) {
+		switch stored, ok, err := s.find(content, server); {
+		case err != nil:
+			return nil, err
+		case ok && stored == next: // another qpc was quicker
+			return content, nil
+		case !ok || stored != known:
+			return nil, fmt.Errorf("the known key of %s was changed meanwhile; try again", server)
+		}
+		changed = true
+		return withLine(content, server, next.String()), nil
+	})
+	if err == nil && changed && s.Replaced != nil {
+		s.Replaced(server, next)
+	}
+	return err
+}
+
+// ByAuthorities reports whether the server's name is verified by the system's
+// certificate authorities.
+func (s *Servers) ByAuthorities(server string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	content, err := s.read()
+	if err != nil {
+		return false, err
+	}
+	for line := range bytes.Lines(content) {
+		if name, word, ok := strings.Cut(string(line), " "); ok && name == server && strings.TrimSpace(word) == authoritiesWord {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// UseAuthorities makes the system's certificate authorities the judges of a
+// server, in place of a pin.
+func (s *Servers) UseAuthorities(server string) error {
+	return s.change(func(content []byte) ([]byte, error) { return withLine(content, server, authoritiesWord), nil })
+}
+
+// withLine returns the file with one line for a server, in place of any other.
+func withLine(content []byte, server, word string) []byte {
+	var kept []byte
+	for line := range bytes.Lines(content) {
+		if name, _, ok := strings.Cut(string(line), " "); !ok || name != server {
+			kept = append(kept, line...)
+		}
+	}
+	if len(kept) > 0 && kept[len(kept)-1] != '\n' {
+		kept = append(kept, '\n')
+	}
+	return fmt.Appendf(kept, "%s %s\n", server, word)
 }
 
 // Forget removes a server, and reports whether it was known.
