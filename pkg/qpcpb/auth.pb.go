@@ -891,15 +891,18 @@ const file_qpc_v1_auth_proto_rawDesc = "" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\"F\n" +
 	"\x04Auth\x12!\n" +
 	"\faccess_token\x18\x01 \x01(\fR\vaccessToken\x12\x1b\n" +
-	"\tdevice_id\x18\x02 \x01(\fR\bdeviceId2\xb1\x06\n" +
-	"\vAuthService\x12k\n" +
-	"\x13OpaqueRegisterStart\x12\".qpc.v1.OpaqueRegisterStartRequest\x1a#.qpc.v1.OpaqueRegisterStartResponse\"\v\xa2\xbb\x18\a\bd\x10\x01 \x80 \x12n\n" +
-	"\x14OpaqueRegisterFinish\x12#.qpc.v1.OpaqueRegisterFinishRequest\x1a$.qpc.v1.OpaqueRegisterFinishResponse\"\v\xa2\xbb\x18\a\be\x10\x01 \x80 \x12b\n" +
-	"\x10OpaqueLoginStart\x12\x1f.qpc.v1.OpaqueLoginStartRequest\x1a .qpc.v1.OpaqueLoginStartResponse\"\v\xa2\xbb\x18\a\bf\x10\x01 \x80 \x12e\n" +
-	"\x11OpaqueLoginFinish\x12 .qpc.v1.OpaqueLoginFinishRequest\x1a!.qpc.v1.OpaqueLoginFinishResponse\"\v\xa2\xbb\x18\a\bg\x10\x01 \x80 \x12W\n" +
-	"\rDeleteAccount\x12\x1c.qpc.v1.DeleteAccountRequest\x1a\x1d.qpc.v1.DeleteAccountResponse\"\t\xa2\xbb\x18\x05\b\xb6\a\x10\x02\x12B\n" +
-	"\x06Logout\x12\x15.qpc.v1.LogoutRequest\x1a\x16.qpc.v1.LogoutResponse\"\t\xa2\xbb\x18\x05\b\xe8\a\x10\x02\x12l\n" +
-	"\x13ChangePasswordStart\x12\".qpc.v1.ChangePasswordStartRequest\x1a#.qpc.v1.ChangePasswordStartResponse\"\f\xa2\xbb\x18\b\b\xe9\a\x10\x02 \x80 \x12o\n" +
+	"\tdevice_id\x18\x02 \x01(\fR\bdeviceId2\xa4\t\n" +
+	"\vAuthService\x12\x95\x01\n" +
+	"\x13OpaqueRegisterStart\x12\".qpc.v1.OpaqueRegisterStartRequest\x1a#.qpc.v1.OpaqueRegisterStartResponse\"5\xa2\xbb\x181\bd\x10\x01 \x80 *\x03\x03\n" +
+	"\x172#60 an hour and address, 30 at once.\x12\xbe\x01\n" +
+	"\x14OpaqueRegisterFinish\x12#.qpc.v1.OpaqueRegisterFinishRequest\x1a$.qpc.v1.OpaqueRegisterFinishResponse\"[\xa2\xbb\x18W\be\x10\x01 \x80 *\n" +
+	"\x03\n" +
+	"\v\f\r\x0e\x15\x16.\x172B60 an hour and address, 30 at once; a name has 1 to 32 characters.\x12\xc2\x01\n" +
+	"\x10OpaqueLoginStart\x12\x1f.qpc.v1.OpaqueLoginStartRequest\x1a .qpc.v1.OpaqueLoginStartResponse\"k\xa2\xbb\x18g\bf\x10\x01 \x80 *\x02\x03\x172ZAfter failures, a wait from 1 s to 15 min for each name and address; 1,024 logins pending.\x12\xb9\x01\n" +
+	"\x11OpaqueLoginFinish\x12 .qpc.v1.OpaqueLoginFinishRequest\x1a!.qpc.v1.OpaqueLoginFinishResponse\"_\xa2\xbb\x18[\bg\x10\x01 \x80 *\x06\x03\x06\x05\t.\x042J5 minutes after its start, on the same connection; 32 sessions an account.\x12{\n" +
+	"\rDeleteAccount\x12\x1c.qpc.v1.DeleteAccountRequest\x1a\x1d.qpc.v1.DeleteAccountResponse\"-\xa2\xbb\x18)\b\xb6\a\x10\x02 \x80 *\x02\x10\x1e2\x1bThe name rests for 30 days.\x12E\n" +
+	"\x06Logout\x12\x15.qpc.v1.LogoutRequest\x1a\x16.qpc.v1.LogoutResponse\"\f\xa2\xbb\x18\b\b\xe8\a\x10\x02 \x80 \x12\x85\x01\n" +
+	"\x13ChangePasswordStart\x12\".qpc.v1.ChangePasswordStartRequest\x1a#.qpc.v1.ChangePasswordStartResponse\"%\xa2\xbb\x18!\b\xe9\a\x10\x02 \x80 *\x01\x172\x14As OpaqueLoginStart.\x12o\n" +
 	"\x14ChangePasswordFinish\x12#.qpc.v1.ChangePasswordFinishRequest\x1a$.qpc.v1.ChangePasswordFinishResponse\"\f\xa2\xbb\x18\b\b\xea\a\x10\x02 \x80 B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (

@@ -1014,14 +1014,14 @@ const file_qpc_v1_delivery_proto_rawDesc = "" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x1c\n" +
 	"\tduplicate\x18\x03 \x01(\bR\tduplicate\x12%\n" +
-	"\x0edelivery_proof\x18\x04 \x01(\fR\rdeliveryProof2\xba\x03\n" +
-	"\x0fDeliveryService\x12E\n" +
-	"\aEnqueue\x12\x16.qpc.v1.EnqueueRequest\x1a\x17.qpc.v1.EnqueueResponse\"\t\xa2\xbb\x18\x05\b\xc8\x01\x10\x02\x12?\n" +
-	"\x05Fetch\x12\x14.qpc.v1.FetchRequest\x1a\x15.qpc.v1.FetchResponse\"\t\xa2\xbb\x18\x05\b\xc9\x01\x10\x02\x12M\n" +
-	"\tFetchWait\x12\x18.qpc.v1.FetchWaitRequest\x1a\x19.qpc.v1.FetchWaitResponse\"\v\xa2\xbb\x18\a\b\xca\x01\x10\x02\x18F\x12?\n" +
-	"\x04Peek\x12\x13.qpc.v1.PeekRequest\x1a\x14.qpc.v1.PeekResponse\"\f\xa2\xbb\x18\x05\b\xcb\x01\x10\x02\x90\x02\x01\x129\n" +
-	"\x03Ack\x12\x12.qpc.v1.AckRequest\x1a\x13.qpc.v1.AckResponse\"\t\xa2\xbb\x18\x05\b\xcc\x01\x10\x02\x12T\n" +
-	"\fBatchEnqueue\x12\x1b.qpc.v1.BatchEnqueueRequest\x1a\x1c.qpc.v1.BatchEnqueueResponse\"\t\xa2\xbb\x18\x05\b\xcd\x01\x10\x02B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"\x0edelivery_proof\x18\x04 \x01(\fR\rdeliveryProof2\xa7\x06\n" +
+	"\x0fDeliveryService\x12\xef\x01\n" +
+	"\aEnqueue\x12\x16.qpc.v1.EnqueueRequest\x1a\x17.qpc.v1.EnqueueResponse\"\xb2\x01\xa2\xbb\x18\xad\x01\b\xc8\x01\x10\x02*\x05\x10\x11\x0f \x172\x9e\x01A payload of 4 MiB less 1 KiB; 1,000 messages or 16 MiB wait for a recipient; 100 messages a second and sender, 1,000 at once; an ephemeral payload of 32 KiB.\x12i\n" +
+	"\x05Fetch\x12\x14.qpc.v1.FetchRequest\x1a\x15.qpc.v1.FetchResponse\"3\xa2\xbb\x18/\b\xc9\x01\x10\x02 \x80 *\x02\a\x132!500 messages and 4 MiB an answer.\x12\x81\x01\n" +
+	"\tFetchWait\x12\x18.qpc.v1.FetchWaitRequest\x1a\x19.qpc.v1.FetchWaitResponse\"?\xa2\xbb\x18;\b\xca\x01\x10\x02\x18F \x80 *\x02\a\x132+60 s; 32 calls of an identity wait at once.\x12i\n" +
+	"\x04Peek\x12\x13.qpc.v1.PeekRequest\x1a\x14.qpc.v1.PeekResponse\"6\xa2\xbb\x18/\b\xcb\x01\x10\x02 \x80 *\x02\a\x132!500 messages and 4 MiB an answer.\x90\x02\x01\x12@\n" +
+	"\x03Ack\x12\x12.qpc.v1.AckRequest\x1a\x13.qpc.v1.AckResponse\"\x10\xa2\xbb\x18\f\b\xcc\x01\x10\x02 \x80 *\x02\a\x13\x12\x85\x01\n" +
+	"\fBatchEnqueue\x12\x1b.qpc.v1.BatchEnqueueRequest\x1a\x1c.qpc.v1.BatchEnqueueResponse\":\xa2\xbb\x186\b\xcd\x01\x10\x02*\x01\x172,256 recipients; as Enqueue for each of them.B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_delivery_proto_rawDescOnce sync.Once

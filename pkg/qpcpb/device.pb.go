@@ -486,11 +486,11 @@ const file_qpc_v1_device_proto_rawDesc = "" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x1b\n" +
 	"\tdevice_id\x18\x03 \x01(\fR\bdeviceId\"5\n" +
 	"\x19RegisterPushTokenResponse\x12\x18\n" +
-	"\asuccess\x18\x01 \x01(\bR\asuccess2\x97\x02\n" +
-	"\rDeviceService\x12Z\n" +
-	"\x0eRegisterDevice\x12\x1d.qpc.v1.RegisterDeviceRequest\x1a\x1e.qpc.v1.RegisterDeviceResponse\"\t\xa2\xbb\x18\x05\b\xbc\x05\x10\x02\x12T\n" +
-	"\vListDevices\x12\x1a.qpc.v1.ListDevicesRequest\x1a\x1b.qpc.v1.ListDevicesResponse\"\f\xa2\xbb\x18\x05\b\xbd\x05\x10\x02\x90\x02\x01\x12T\n" +
-	"\fRevokeDevice\x12\x1b.qpc.v1.RevokeDeviceRequest\x1a\x1c.qpc.v1.RevokeDeviceResponse\"\t\xa2\xbb\x18\x05\b\xbe\x05\x10\x022w\n" +
+	"\asuccess\x18\x01 \x01(\bR\asuccess2\xd9\x02\n" +
+	"\rDeviceService\x12\x92\x01\n" +
+	"\x0eRegisterDevice\x12\x1d.qpc.v1.RegisterDeviceRequest\x1a\x1e.qpc.v1.RegisterDeviceResponse\"A\xa2\xbb\x18=\b\xbc\x05\x10\x02 \x80 *\x01\"2016 devices an identity; a name of 64 characters.\x12W\n" +
+	"\vListDevices\x12\x1a.qpc.v1.ListDevicesRequest\x1a\x1b.qpc.v1.ListDevicesResponse\"\x0f\xa2\xbb\x18\b\b\xbd\x05\x10\x02 \x80 \x90\x02\x01\x12Z\n" +
+	"\fRevokeDevice\x12\x1b.qpc.v1.RevokeDeviceRequest\x1a\x1c.qpc.v1.RevokeDeviceResponse\"\x0f\xa2\xbb\x18\v\b\xbe\x05\x10\x02 \x80 *\x01\x132w\n" +
 	"\x10PushTokenService\x12c\n" +
 	"\x11RegisterPushToken\x12 .qpc.v1.RegisterPushTokenRequest\x1a!.qpc.v1.RegisterPushTokenResponse\"\t\xa2\xbb\x18\x05\b\xc6\x05\x10\x02B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 

@@ -797,13 +797,13 @@ const file_qpc_v1_directory_proto_rawDesc = "" +
 	"\x17ResolveEndpointResponse\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x04R\texpiresAt2\xba\x03\n" +
-	"\x10DirectoryService\x12T\n" +
-	"\vResolveUser\x12\x1a.qpc.v1.ResolveUserRequest\x1a\x1b.qpc.v1.ResolveUserResponse\"\f\xa2\xbb\x18\x05\b\xf4\x03\x10\x02\x90\x02\x01\x12`\n" +
-	"\x0fResolveIdentity\x12\x1e.qpc.v1.ResolveIdentityRequest\x1a\x1f.qpc.v1.ResolveIdentityResponse\"\f\xa2\xbb\x18\x05\b\xf5\x03\x10\x02\x90\x02\x01\x12N\n" +
-	"\tListUsers\x12\x18.qpc.v1.ListUsersRequest\x1a\x19.qpc.v1.ListUsersResponse\"\f\xa2\xbb\x18\x05\b\xfc\a\x10\x02\x90\x02\x01\x12K\n" +
-	"\tBlockUser\x12\x18.qpc.v1.BlockUserRequest\x1a\x19.qpc.v1.BlockUserResponse\"\t\xa2\xbb\x18\x05\b\xfd\a\x10\x02\x12Q\n" +
-	"\vUnblockUser\x12\x1a.qpc.v1.UnblockUserRequest\x1a\x1b.qpc.v1.UnblockUserResponse\"\t\xa2\xbb\x18\x05\b\xfe\a\x10\x022\xd2\x01\n" +
+	"expires_at\x18\x02 \x01(\x04R\texpiresAt2\x8a\x04\n" +
+	"\x10DirectoryService\x12]\n" +
+	"\vResolveUser\x12\x1a.qpc.v1.ResolveUserRequest\x1a\x1b.qpc.v1.ResolveUserResponse\"\x15\xa2\xbb\x18\x0e\b\xf4\x03\x10\x02 \x80 *\x04\x03\x1023\x90\x02\x01\x12f\n" +
+	"\x0fResolveIdentity\x12\x1e.qpc.v1.ResolveIdentityRequest\x1a\x1f.qpc.v1.ResolveIdentityResponse\"\x12\xa2\xbb\x18\v\b\xf5\x03\x10\x02 \x80 *\x01\x10\x90\x02\x01\x12g\n" +
+	"\tListUsers\x12\x18.qpc.v1.ListUsersRequest\x1a\x19.qpc.v1.ListUsersResponse\"%\xa2\xbb\x18\x1e\b\xfc\a\x10\x02 \x80 2\x14500 users an answer.\x90\x02\x01\x12m\n" +
+	"\tBlockUser\x12\x18.qpc.v1.BlockUserRequest\x1a\x19.qpc.v1.BlockUserResponse\"+\xa2\xbb\x18'\b\xfd\a\x10\x02 \x80 *\x02\x10#2\x191,000 blocks an identity.\x12W\n" +
+	"\vUnblockUser\x12\x1a.qpc.v1.UnblockUserRequest\x1a\x1b.qpc.v1.UnblockUserResponse\"\x0f\xa2\xbb\x18\v\b\xfe\a\x10\x02 \x80 *\x01\x102\xd2\x01\n" +
 	"\x0fEndpointService\x12]\n" +
 	"\x0fPublishEndpoint\x12\x1e.qpc.v1.PublishEndpointRequest\x1a\x1f.qpc.v1.PublishEndpointResponse\"\t\xa2\xbb\x18\x05\b\xa0\x06\x10\x02\x12`\n" +
 	"\x0fResolveEndpoint\x12\x1e.qpc.v1.ResolveEndpointRequest\x1a\x1f.qpc.v1.ResolveEndpointResponse\"\f\xa2\xbb\x18\x05\b\xa1\x06\x10\x02\x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"

@@ -753,15 +753,15 @@ const file_qpc_v1_keys_proto_rawDesc = "" +
 	"\x04keys\x18\x01 \x03(\v2\x11.qpc.v1.HybridKeyR\x04keys\"Z\n" +
 	"\tHybridKey\x12!\n" +
 	"\fidentity_key\x18\x01 \x01(\fR\videntityKey\x12*\n" +
-	"\x11hybrid_public_key\x18\x02 \x01(\fR\x0fhybridPublicKey2\xcf\x04\n" +
+	"\x11hybrid_public_key\x18\x02 \x01(\fR\x0fhybridPublicKey2\xeb\x05\n" +
 	"\n" +
-	"KeyService\x12`\n" +
-	"\x10UploadKeyPackage\x12\x1f.qpc.v1.UploadKeyPackageRequest\x1a .qpc.v1.UploadKeyPackageResponse\"\t\xa2\xbb\x18\x05\b\xac\x02\x10\x02\x12]\n" +
-	"\x0fFetchKeyPackage\x12\x1e.qpc.v1.FetchKeyPackageRequest\x1a\x1f.qpc.v1.FetchKeyPackageResponse\"\t\xa2\xbb\x18\x05\b\xad\x02\x10\x02\x12]\n" +
-	"\x0fUploadHybridKey\x12\x1e.qpc.v1.UploadHybridKeyRequest\x1a\x1f.qpc.v1.UploadHybridKeyResponse\"\t\xa2\xbb\x18\x05\b\xae\x02\x10\x02\x12]\n" +
-	"\x0eFetchHybridKey\x12\x1d.qpc.v1.FetchHybridKeyRequest\x1a\x1e.qpc.v1.FetchHybridKeyResponse\"\f\xa2\xbb\x18\x05\b\xaf\x02\x10\x02\x90\x02\x01\x12`\n" +
-	"\x0fFetchHybridKeys\x12\x1e.qpc.v1.FetchHybridKeysRequest\x1a\x1f.qpc.v1.FetchHybridKeysResponse\"\f\xa2\xbb\x18\x05\b\xb0\x02\x10\x02\x90\x02\x01\x12`\n" +
-	"\x10FetchKeyPackages\x12\x1f.qpc.v1.FetchKeyPackagesRequest\x1a .qpc.v1.FetchKeyPackagesResponse\"\t\xa2\xbb\x18\x05\b\x86\b\x10\x02B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"KeyService\x12\x8f\x01\n" +
+	"\x10UploadKeyPackage\x12\x1f.qpc.v1.UploadKeyPackageRequest\x1a .qpc.v1.UploadKeyPackageResponse\"8\xa2\xbb\x184\b\xac\x02\x10\x02*\x03\a!\x132(16 KiB a package; 100 packages; 30 days.\x12\x83\x01\n" +
+	"\x0fFetchKeyPackage\x12\x1e.qpc.v1.FetchKeyPackageRequest\x1a\x1f.qpc.v1.FetchKeyPackageResponse\"/\xa2\xbb\x18+\b\xad\x02\x10\x02 \x80 *\x03\x17232\x1c10 a minute of one identity.\x12c\n" +
+	"\x0fUploadHybridKey\x12\x1e.qpc.v1.UploadHybridKeyRequest\x1a\x1f.qpc.v1.UploadHybridKeyResponse\"\x0f\xa2\xbb\x18\v\b\xae\x02\x10\x02 \x80 *\x01\a\x12d\n" +
+	"\x0eFetchHybridKey\x12\x1d.qpc.v1.FetchHybridKeyRequest\x1a\x1e.qpc.v1.FetchHybridKeyResponse\"\x13\xa2\xbb\x18\f\b\xaf\x02\x10\x02 \x80 *\x0223\x90\x02\x01\x12q\n" +
+	"\x0fFetchHybridKeys\x12\x1e.qpc.v1.FetchHybridKeysRequest\x1a\x1f.qpc.v1.FetchHybridKeysResponse\"\x1d\xa2\xbb\x18\x16\b\xb0\x02\x10\x022\x0f256 identities.\x90\x02\x01\x12\x86\x01\n" +
+	"\x10FetchKeyPackages\x12\x1f.qpc.v1.FetchKeyPackagesRequest\x1a .qpc.v1.FetchKeyPackagesResponse\"/\xa2\xbb\x18+\b\x86\b\x10\x02 \x80 *\x03\x17232\x1c10 a minute of one identity.B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_keys_proto_rawDescOnce sync.Once

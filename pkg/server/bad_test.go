@@ -2,6 +2,8 @@ package server
 
 import (
 	"bytes"
+	"encoding/binary"
+	"slices"
 	"testing"
 	"time"
 
@@ -47,12 +49,33 @@ func (s *stage) run(t *testing.T, c *client, b bad) {
 		return
 	}
 	word := ""
+	if len(b.stream) >= 2 {
+		if info := qpcpb.LookupMethod(qpcpb.MethodID(binary.BigEndian.Uint16(b.stream))); info != nil && !declared(info, got.code) {
+			t.Errorf("%s: %s is answered with %s, which its proto does not say", b.name, info.Name, got.code)
+		}
+	}
 	if b.want != ok {
 		word = b.want.Word()
 	}
 	if got.code != word || got.status != status(b.want) || got.id != b.id {
 		t.Errorf("%s: got %v %s to request %#x, want %v %q to %#x (%.200q)", b.name, got.status, got.code, got.id, status(b.want), word, b.id, got.body)
 	}
+}
+
+// declared reports whether a method may be answered with a code word: what
+// docs/methods.md says is what happens.
+func declared(info *qpcpb.MethodInfo, word string) bool {
+	if word == "" {
+		return true
+	}
+	code := qpcpb.CodeOf(word)
+	if code == qpcpb.CodeUnauthenticated || code == qpcpb.CodeAdminRequired {
+		return info.Access != qpcpb.Access_ACCESS_PUBLIC || slices.Contains(info.Errors, code)
+	}
+	return slices.Contains(info.Errors, code) || slices.Contains([]qpcpb.Code{
+		qpcpb.CodeMalformed, qpcpb.CodeInvalidField, qpcpb.CodePayloadTooLarge, qpcpb.CodeBusy, qpcpb.CodeDraining,
+		qpcpb.CodeDeadlineExceeded, qpcpb.CodeStorageFailed, qpcpb.CodeDiskFull, qpcpb.CodeInternal, qpcpb.CodeUnimplemented,
+	}, code)
 }
 
 func status(code qpcpb.Code) qpcpb.Status {
