@@ -16,11 +16,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,6 +81,7 @@ type Server struct {
 	calls    *rpc.Server
 	listener *transport.Listener
 	certs    *transport.CertificateStore
+	random   io.Reader
 	delivery *delivery.Service
 	erase    []func(tx *store.Tx, identity rpc.IdentityKey) error
 	sweepers []sweeper
@@ -101,7 +100,7 @@ func New(ctx context.Context, cfg *config.Config, o Options) (_ *Server, err err
 	if o.Rand == nil {
 		o.Rand = rand.Reader
 	}
-	s := &Server{config: cfg, log: o.Log}
+	s := &Server{config: cfg, log: o.Log, random: o.Rand}
 
 	if err := makeDataDir(cfg.DataDir); err != nil {
 		return nil, err
@@ -252,23 +251,6 @@ func (s *Server) Pin() transport.Pin { return s.certs.Pin() }
 // CertificateCreated reports whether this start made the certificate.
 func (s *Server) CertificateCreated() bool { return s.certs.Created() }
 
-// ReloadCertificate reads the certificate files again. On an error the old
-// certificate stays in use.
-func (s *Server) ReloadCertificate() error {
-	changed, err := s.certs.Reload()
-	if err != nil {
-		s.log.Error("the certificate is not reloaded; the old one stays in use", "error", err)
-		return err
-	}
-	if changed {
-		s.log.Info("the certificate was reloaded", "pin", s.certs.Pin().String())
-		for _, warning := range s.certs.Warnings() {
-			s.log.Warn(warning)
-		}
-	}
-	return nil
-}
-
 // Run serves until ctx ends, then drains and closes everything. It returns nil
 // after a clean stop.
 func (s *Server) Run(ctx context.Context) error {
@@ -277,6 +259,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var owned sync.WaitGroup
 	owned.Go(func() { s.hub.Run(background) })
 	owned.Go(func() { s.sweep(background) })
+	owned.Go(func() { s.watchCertificate(background, lookEvery) })
 
 	var connections sync.WaitGroup
 	owned.Go(func() {
@@ -363,30 +346,6 @@ func makeDataDir(dir string) error {
 		return &store.Refusal{Kind: store.ErrNotWritable, Path: dir, Detail: "the data directory cannot be made; choose another data_dir or make it by hand", Cause: err}
 	}
 	return nil
-}
-
-// loadCertificate reads the certificate, or makes one at the first start.
-func loadCertificate(cfg *config.Config, o Options) (*transport.CertificateStore, error) {
-	hostname, err := os.Hostname()
-	if err != nil {
-		hostname = cfg.ServerName
-	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		addrs = nil // the names are enough
-	}
-	names := transport.DefaultNames(hostname, addrs)
-	if !slices.Contains(names, cfg.ServerName) {
-		names = append(names, cfg.ServerName)
-	}
-	certs, err := transport.LoadOrCreate(cfg.TLSCert, cfg.TLSKey, names, o.Now, o.Rand)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
-	}
-	for _, warning := range certs.Warnings() {
-		o.Log.Warn(warning)
-	}
-	return certs, nil
 }
 
 func addresses(listen []netip.AddrPort) []string {
