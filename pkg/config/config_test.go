@@ -172,7 +172,11 @@ var settingCases = map[string]struct {
 	"metrics_listen": {
 		field:   func(c *Config) any { return c.MetricsListen[0].String() },
 		valid:   map[string]any{"127.0.0.1:9101": "127.0.0.1:9101"},
-		invalid: map[string]string{"9101": `is not an IP address with a port; valid is an IP address with a TCP port, such as 127.0.0.1:9101`},
+		invalid: map[string]string{
+			"9101":         `is not an IP address with a port; valid is an IP address with a TCP port, such as 127.0.0.1:9101`,
+			"0.0.0.0:9101": `is open to more than this network; choose an address of the LAN, or set metrics_public; valid is an IP address with a TCP port, such as 127.0.0.1:9101`,
+			"8.8.8.8:9101": `is open to more than this network; choose an address of the LAN, or set metrics_public; valid is an IP address with a TCP port, such as 127.0.0.1:9101`,
+		},
 	},
 	"metrics_public": {
 		field:   func(c *Config) any { return c.MetricsPublic },
@@ -467,7 +471,7 @@ func TestAllProblemsAtOnceInTheirPlaces(t *testing.T) {
 }
 
 func TestArguments(t *testing.T) {
-	pass := []string{"--json", "--version"}
+	pass := []string{"--json", "--version", "--note="}
 	for _, tc := range []struct {
 		args, rest []string
 		want       string // error
@@ -475,6 +479,8 @@ func TestArguments(t *testing.T) {
 		{[]string{"check-config", "--redact-logs", "x", "--json", "-"}, []string{"check-config", "x", "--json", "-"}, ""},
 		{[]string{"--listen", "127.0.0.1:1", "--", "--listen", "-h"}, []string{"--listen", "-h"}, ""},
 		{[]string{"--registration=closed", "--registration", "open"}, nil, ""},
+		{[]string{"--note", "a b", "x", "--note=--y", "--note"}, []string{"--note=a b", "x", "--note=--y", "--note"}, ""},
+		{[]string{"--notes=x"}, nil, "flag --notes is not known; did you mean --note?; --help lists all"},
 		{[]string{"--help", "--nonsense"}, nil, ErrHelp.Error()},
 		{[]string{"x", "-h"}, []string{"x"}, ErrHelp.Error()},
 		{[]string{"--data_dir=x"}, nil, "flag --data_dir is not known; did you mean --data-dir?; --help lists all"},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -115,15 +116,15 @@ func Settings() []Setting {
 			Doc:    "The Unix socket through which the commands of qpcd, rpcd and LuCI talk to the running server. Only the user that the server runs as and root may use it.",
 			derive: func(c *Config, _ string) string { return filepath.Join(c.DataDir, "qpcd.sock") },
 		}, func(c *Config) *string { return &c.ControlSocket }),
-		list(Setting{
-			Name: "metrics_listen", Kind: KindAddress, DefaultText: "off", Example: "127.0.0.1:9101",
-			Valid: "an IP address with a TCP port, such as 127.0.0.1:9101",
-			Doc:   "The TCP address on which metrics are served as Prometheus text, by plain HTTP and without a password. Nobody's name or address stands in them. Addresses that are neither of this machine nor of a private network are refused unless metrics_public is set.",
-		}, func(c *Config) *[]netip.AddrPort { return &c.MetricsListen }, parseAddrPort),
 		boolean(Setting{
 			Name: "metrics_public", Default: []string{"0"},
 			Doc: "Whether metrics_listen may name an address that the internet can reach, or all addresses of the machine.",
 		}, func(c *Config) *bool { return &c.MetricsPublic }),
+		notPublic(list(Setting{
+			Name: "metrics_listen", Kind: KindAddress, DefaultText: "off", Example: "127.0.0.1:9101",
+			Valid: "an IP address with a TCP port, such as 127.0.0.1:9101",
+			Doc:   "The TCP address on which metrics are served as Prometheus text, by plain HTTP and without a password. Nobody's name or address stands in them. Addresses that are neither of this machine nor of a private network are refused unless metrics_public is set.",
+		}, func(c *Config) *[]netip.AddrPort { return &c.MetricsListen }, parseAddrPort)),
 
 		enum(Setting{
 			Name: "registration", Default: []string{string(RegistrationOpen)}, Router: []string{string(RegistrationInvite)},
@@ -228,6 +229,22 @@ func list[T comparable](s Setting, field func(*Config) *[]T, parse func(string) 
 		}
 		if !slices.Contains(*f, v) {
 			*f = append(*f, v)
+		}
+		return nil
+	}
+	return s
+}
+
+// notPublic refuses addresses that the internet may reach, unless
+// metrics_public is set. Its row stands above.
+func notPublic(s Setting) Setting {
+	set := s.set
+	s.set = func(c *Config, value string, first bool) error {
+		if err := set(c, value, first); err != nil {
+			return err
+		}
+		if ip := c.MetricsListen[len(c.MetricsListen)-1].Addr(); !c.MetricsPublic && !ip.IsLoopback() && !ip.IsPrivate() && !ip.IsLinkLocalUnicast() {
+			return errors.New("is open to more than this network; choose an address of the LAN, or set metrics_public")
 		}
 		return nil
 	}

@@ -84,6 +84,7 @@ func (p *Peer) Authenticate(principal Principal) {
 // connection is closed with code 1.
 func (p *Peer) RefuseCredentials() {
 	if p.refusals.Add(1) > maxRefusals {
+		p.server.options.Log.Warn("a connection is closed: too many wrong passwords or sessions", "from", p.RemoteAddr())
 		p.CloseSoon(transport.CloseBanned, "too many refused credentials")
 	}
 }

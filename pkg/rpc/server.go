@@ -38,9 +38,25 @@ type ServerOptions struct {
 	// Describe, when set, turns errors of the rooms below (storage) into
 	// answers, or returns nil for errors it does not know.
 	Describe func(error) *Error
+	// Observe, when set, is told of every call that was answered. It is called
+	// on the call's own goroutine, and must be quick.
+	Observe func(Observation)
 	// MemoryBudget is what large frames may hold at once, in bytes; 0 is
 	// DefaultMemoryBudget.
 	MemoryBudget int64
+}
+
+// Observation is a call that has been answered.
+type Observation struct {
+	// Method is nil for a number that is no method's.
+	Method *qpcpb.MethodInfo
+	// Request is nil when it was refused before it was decoded, Response when
+	// the answer was an error. Neither may be kept or changed.
+	Request, Response proto.Message
+	// Code is CodeUnspecified when the answer was OK.
+	Code qpcpb.Code
+	// Took is the time from the header of the request to the end of its answer.
+	Took time.Duration
 }
 
 // ErrCannotLook says that a session could not be looked up: it is neither
@@ -338,13 +354,23 @@ func (s *Server) serveCall(ctx context.Context, p *Peer, stream transport.Stream
 		s.refuseUnread(stream, r, frame.RequestHeader{}, headerError(err))
 		return
 	}
-	info := qpcpb.LookupMethod(qpcpb.MethodID(header.Method))
+	seen := Observation{Method: qpcpb.LookupMethod(qpcpb.MethodID(header.Method))}
+	info := seen.Method
+	if s.options.Observe != nil {
+		start := time.Now()
+		defer func() {
+			seen.Took = time.Since(start)
+			s.options.Observe(seen)
+		}()
+	}
 	handler, refusal := s.admit(p, info, header)
 	if refusal != nil {
+		seen.Code = refusal.Code
 		s.refuseUnread(stream, r, header, refusal)
 		return
 	}
 	if refusal := s.claim(p.source); refusal != nil {
+		seen.Code = refusal.Code
 		s.refuseUnread(stream, r, header, refusal)
 		return
 	}
@@ -354,9 +380,11 @@ func (s *Server) serveCall(ctx context.Context, p *Peer, stream transport.Stream
 	defer c.memory.release()
 	request, refusal := s.readRequest(ctx, c, info, header, r, from)
 	if refusal != nil {
+		seen.Code = refusal.Code
 		s.refuseUnread(stream, r, header, refusal)
 		return
 	}
+	seen.Request = request
 	if !info.Idempotent {
 		// What came in 0-RTT may be a replay until the handshake completes.
 		select {
@@ -370,12 +398,19 @@ func (s *Server) serveCall(ctx context.Context, p *Peer, stream transport.Stream
 		refusal = s.begin()
 	}
 	if refusal != nil {
+		seen.Code = refusal.Code
 		s.reply(stream, header, nil, refusal)
 		return
 	}
 	defer s.calls.Done()
 	response, err := s.run(ctx, c, info, handler, request)
-	s.reply(stream, header, response, s.answerError(ctx, p, info, header, err))
+	failure := s.answerError(ctx, p, info, header, err)
+	if failure == nil {
+		seen.Response = response
+	} else {
+		seen.Code = failure.Code
+	}
+	s.reply(stream, header, response, failure)
 	for _, f := range c.afterReply {
 		f()
 	}
@@ -517,7 +552,7 @@ func (s *Server) answerError(ctx context.Context, p *Peer, info *qpcpb.MethodInf
 		answer = describe(err)
 	}
 	if answer.Status == qpcpb.StatusInternal && ctx.Err() == nil {
-		s.options.Log.Error("a call failed", "method", info.Name, "request", header.RequestID, "error", err)
+		s.options.Log.Error("a call failed", "from", p.RemoteAddr(), "method", info.Name, "request", header.RequestID, "error", err)
 	}
 	return answer
 }

@@ -10,6 +10,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,9 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
+	"github.com/quicprochat/qpcd/cmd/qpcd/internal/logs"
 	"github.com/quicprochat/qpcd/pkg/config"
 	"github.com/quicprochat/qpcd/pkg/server"
 )
@@ -41,7 +44,10 @@ func Run(cfg *config.Config, version string, w io.Writer) error {
 	signal.Notify(ends, syscall.SIGTERM, syscall.SIGINT)
 	signal.Notify(hangups, syscall.SIGHUP)
 
-	log := newLog(cfg, w)
+	log, err := logs.New(cfg, logs.Options{Output: w, Rand: rand.Reader, Now: time.Now})
+	if err != nil {
+		return err
+	}
 	for _, warning := range cfg.Warnings {
 		log.Warn(warning)
 	}
@@ -96,20 +102,4 @@ func announce(log *slog.Logger, cfg *config.Config, version string, s *server.Se
 		line = append(line, "note", "anyone who reaches this server can register")
 	}
 	log.Info("listening", line...)
-}
-
-func newLog(cfg *config.Config, w io.Writer) *slog.Logger {
-	o := &slog.HandlerOptions{Level: cfg.LogLevel}
-	if !cfg.LogTime {
-		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	if cfg.LogFormat == config.LogJSON {
-		return slog.New(slog.NewJSONHandler(w, o))
-	}
-	return slog.New(slog.NewTextHandler(w, o))
 }
