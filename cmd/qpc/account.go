@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/quicprochat/qpcd/cmd/qpc/internal/home"
 	"github.com/quicprochat/qpcd/pkg/client"
 	"github.com/quicprochat/qpcd/pkg/e2ee"
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
@@ -33,6 +34,11 @@ func (cmd *registerCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	return a.register(ctx, p, cmd.Invite, cmd.DeviceName)
+}
+
+// register makes an account on its server and here.
+func (a *app) register(ctx context.Context, p home.Profile, invite, device string) error {
 	if p.Exists() && !p.Unfinished() {
 		return withHint(fmt.Errorf("the account %s is here already", p), "qpc --profile %s chat NAME", p.Name)
 	}
@@ -52,12 +58,11 @@ func (cmd *registerCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}
-	device := cmd.DeviceName
 	if device == "" {
 		device, _ = os.Hostname() // without one, the client has a word for it
 	}
 	c, err := client.Register(ctx, o, client.Registration{
-		Server: p.Server, Username: p.Name, Password: password, Invite: cmd.Invite, Device: device,
+		Server: p.Server, Username: p.Name, Password: password, Invite: invite, Device: device,
 	})
 	closed := s.Close()
 	switch {
@@ -78,7 +83,8 @@ func (cmd *registerCmd) Run(ctx context.Context, a *app) error {
 	}
 	fmt.Fprintf(a.out, "%s is registered on %s.\n", p.Name, p.Server)
 	fmt.Fprintf(a.out, "Next: qpc users shows who is there, qpc chat NAME talks to them.\n")
-	fmt.Fprintf(a.out, "The password cannot be recovered, and the keys are only on this machine, in\n  %s\n", p.Dir())
+	fmt.Fprintf(a.out, "The keys are only on this machine, in\n  %s\n", p.Dir())
+	fmt.Fprintf(a.out, "Make recovery codes now, against the loss of it or of the password: qpc recovery setup\n")
 	return nil
 }
 

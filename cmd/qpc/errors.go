@@ -26,6 +26,7 @@ const (
 	exitWrongPassword = 5
 	exitUnreachable   = 6
 	exitLoggedOut     = 7
+	exitServerLog     = 8
 )
 
 // usageError is what the user can mend in the command line.
@@ -106,11 +107,14 @@ func outcomes() []outcome {
 		{exitUnreachable, "", isError(client.ErrOffline), ""},
 		{exitLoggedOut, "logged out", isError(client.ErrLoginRequired), "qpc login"},
 		{exitLoggedOut, "", isCode(qpcpb.CodeUnauthenticated), "qpc login"},
+		{exitServerLog, "the server does not prove what it says", isType[*client.ErrServerLog], ""},
+		{exitServerLog, "", isType[*client.ErrDeliveryProof], ""},
 
 		{exitFailed, "", isError(home.ErrNone), "make an account with: qpc register NAME"},
 		{exitFailed, "", isError(username.ErrInvalid), ""},
 		{exitFailed, "", isCode(qpcpb.CodeUserNotFound), "qpc users lists everybody on the server"},
 		{exitFailed, "", isCode(qpcpb.CodeNameTaken), "choose another name"},
+		{exitFailed, "", isCode(qpcpb.CodeInviteInvalid), "ask whoever runs the server for a new link; each works once"},
 		{exitFailed, "", isCode(qpcpb.CodeInviteRequired), "ask whoever runs the server for an invite, then: qpc register NAME --invite CODE"},
 	}
 }
@@ -146,6 +150,12 @@ func describe(err error) (code int, text, hint string) {
 		hint = "qpc trust forget " + e.Server
 	}
 	if e, ok := errors.AsType[*client.ErrIdentityChanged](err); ok {
+		text = e.Error()
+	}
+	if e, ok := errors.AsType[*client.ErrServerLog](err); ok {
+		text = e.Error()
+	}
+	if e, ok := errors.AsType[*client.ErrDeliveryProof](err); ok {
 		text = e.Error()
 	}
 	if e, ok := errors.AsType[*hinted](err); ok {

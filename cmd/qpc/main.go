@@ -40,22 +40,30 @@ type cli struct {
 	Version      versionFlag `help:"Print the version."`
 
 	Register      registerCmd      `cmd:"" group:"Account" help:"Make a new account."`
+	Join          joinCmd          `cmd:"" group:"Account" help:"Make an account by an invitation link, in one step."`
 	Login         loginCmd         `cmd:"" group:"Account" help:"Log in again, after a logout or when the session has ended."`
 	Logout        logoutCmd        `cmd:"" group:"Account" help:"End the session of this device. The account and its messages stay here."`
 	Passwd        passwdCmd        `cmd:"" group:"Account" help:"Change the password."`
 	Whoami        whoamiCmd        `cmd:"" group:"Account" help:"Show which account commands act as."`
 	Devices       devicesCmd       `cmd:"" group:"Account" help:"List the devices of the account, or revoke one."`
+	Recovery      recoveryCmd      `cmd:"" group:"Account" help:"Make recovery codes, against the loss of this machine or the password."`
+	Recover       recoverCmd       `cmd:"" group:"Account" help:"Bring an account back with a recovery code."`
 	DeleteAccount deleteAccountCmd `cmd:"" group:"Account" help:"Delete the account, on the server and here."`
 
 	Chat    chatCmd    `cmd:"" group:"Messages" help:"Chat with somebody. Without a terminal, each line of input is a message."`
-	Send    sendCmd    `cmd:"" group:"Messages" help:"Send a message, or with - the whole of standard input as one text."`
+	Send    sendCmd    `cmd:"" group:"Messages" help:"Send a message, with - the whole of standard input as one text, or a file."`
 	Recv    recvCmd    `cmd:"" group:"Messages" help:"Print the messages that wait, or wait for one."`
+	Save    saveCmd    `cmd:"" group:"Messages" help:"List the files that were received, or save some of them."`
 	History historyCmd `cmd:"" group:"Messages" help:"Print a conversation."`
 	Users   usersCmd   `cmd:"" group:"Messages" help:"List everybody on the server."`
 	Verify  verifyCmd  `cmd:"" group:"Messages" help:"Show the safety number to compare with somebody."`
+	Block   blockCmd   `cmd:"" group:"Messages" help:"Hear nothing more of somebody."`
+	Unblock unblockCmd `cmd:"" group:"Messages" help:"Hear of somebody again."`
+	Report  reportCmd  `cmd:"" group:"Messages" help:"Report a message to the server's admins."`
 
 	Status     statusCmd     `cmd:"" group:"More" help:"Show the server, the account and what waits to be sent."`
 	Trust      trustCmd      `cmd:"" group:"More" help:"Manage the keys of servers."`
+	Admin      adminCmd      `cmd:"" hidden:"" group:"More" help:"For the server's admins: reports and bans."`
 	Completion completionCmd `cmd:"" group:"More" help:"Print a completion script for a shell."`
 	VersionCmd versionCmd    `cmd:"" name:"version" group:"More" help:"Print the version."`
 }

@@ -60,6 +60,11 @@ func (t *tracker) see(e client.Event) {
 			t.failed = errors.Join(t.failed, fmt.Errorf("not sent: %s", e.Message.Problem))
 		}
 		t.wake()
+	case client.EventWaiting:
+		if isType[*client.ErrDeliveryProof](e.Err) { // a person must look
+			t.fatal = e.Err
+			t.wake()
+		}
 	}
 }
 
@@ -72,7 +77,7 @@ func (t *tracker) check(ctx context.Context, e client.Event) {
 	if name == "" || e.Kind != client.EventConnection || e.Connection != client.Connected {
 		return
 	}
-	if _, err := t.session.FindContact(ctx, name); isType[*client.ErrIdentityChanged](err) {
+	if _, err := t.session.FindContact(ctx, name); isType[*client.ErrIdentityChanged](err) || isType[*client.ErrServerLog](err) {
 		t.mu.Lock()
 		t.fatal = err
 		t.wake()

@@ -96,7 +96,7 @@ func inWords(m client.Message) string {
 	case m.Type == e2ee.TypeDelete:
 		return "(takes a message back)"
 	case m.Type == e2ee.TypeFileRef:
-		return fmt.Sprintf("(sends the file %s, %d bytes; this version cannot fetch it)", m.Name, m.Size)
+		return fileInWords(m)
 	}
 	return m.Text
 }

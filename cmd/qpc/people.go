@@ -83,10 +83,11 @@ func ago(t time.Time) string {
 
 // known returns a contact by name from what this machine knows.
 func (s *session) known(ctx context.Context, name string) (client.Contact, error) {
-	folded, err := username.Fold(name)
+	who, err := username.ParseAddress(name)
 	if err != nil {
 		return client.Contact{}, err
 	}
+	folded := who.String()
 	all, err := s.Contacts(ctx)
 	if err != nil {
 		return client.Contact{}, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -41,8 +42,8 @@ type servers struct {
 var listening = regexp.MustCompile(`msg=listening addr=(\S+)`)
 
 // start starts a server in a directory and returns its address.
-func (s *servers) start(dir, listen string) (string, error) {
-	cmd := exec.Command(s.path, "--listen", listen, "--data-dir", dir)
+func (s *servers) start(dir, listen string, more ...string) (string, error) {
+	cmd := exec.Command(s.path, append([]string{"--listen", listen, "--data-dir", dir}, more...)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	logs, err := cmd.StderrPipe()
 	if err != nil {
@@ -100,11 +101,12 @@ func TestScripts(t *testing.T) {
 			env.Setenv("QPC_HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("QPC_PASSWORD_FILE", filepath.Join(env.WorkDir, "pw"))
 			env.Setenv("CONVERSATION", conversation)
+			env.Setenv("PATH", filepath.Dir(all.path)+string(filepath.ListSeparator)+env.Getenv("PATH"))
 			return os.WriteFile(filepath.Join(env.WorkDir, "pw"), []byte("a good password\n"), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			// server start|restart|kill [DIR]: a qpcd of this script. start
-			// and restart set QPC_SERVER; restart keeps the address.
+			// server start|restart|kill [DIR [ARG...]]: a qpcd of this script.
+			// start and restart set QPC_SERVER; restart keeps the address.
 			"server": func(ts *testscript.TestScript, _ bool, args []string) {
 				dir := ts.MkAbs("server")
 				if len(args) > 1 {
@@ -118,7 +120,11 @@ func TestScripts(t *testing.T) {
 				case "restart":
 					listen = ts.Getenv("QPC_SERVER")
 				}
-				addr, err := all.start(dir, listen)
+				var more []string
+				if len(args) > 2 {
+					more = args[2:]
+				}
+				addr, err := all.start(dir, listen, more...)
 				ts.Check(err)
 				ts.Setenv("QPC_SERVER", addr)
 				ts.Defer(func() { all.kill(dir) })
@@ -135,6 +141,12 @@ func TestScripts(t *testing.T) {
 				if fmt.Sprint(got) != args[0] {
 					ts.Fatalf("exit code %d, want %s", got, args[0])
 				}
+			},
+			// link FILE NAME: the link in the JSON of qpcd, as a variable.
+			"link": func(ts *testscript.TestScript, _ bool, args []string) {
+				var made struct{ Link string }
+				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &made))
+				ts.Setenv(args[1], made.Link)
 			},
 			"sleep": func(ts *testscript.TestScript, _ bool, args []string) {
 				d, err := time.ParseDuration(args[0])

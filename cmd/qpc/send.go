@@ -22,7 +22,8 @@ const inputPause = 200 * time.Millisecond
 
 type sendCmd struct {
 	Name    string        `arg:"" help:"Whom to."`
-	Text    []string      `arg:"" help:"The message, or - to send standard input."`
+	Text    []string      `arg:"" optional:"" help:"The message, or - to send standard input."`
+	File    string        `placeholder:"PATH" help:"Send a file instead of a text. When it is cut off, the same command goes on where it was."`
 	NoWait  bool          `help:"Do not wait for the server: it is enough that the message is stored on this machine."`
 	Timeout time.Duration `placeholder:"DURATION" help:"How long to wait for the server; for ever unless given."`
 	JSON    bool          `name:"json" help:"Print JSON when done."`
@@ -45,7 +46,16 @@ type sentJSON struct {
 func (cmd *sendCmd) Run(ctx context.Context, a *app) error {
 	stream := len(cmd.Text) == 1 && cmd.Text[0] == "-"
 	text := strings.Join(cmd.Text, " ")
+	var file *os.File
 	switch {
+	case cmd.File != "":
+		var err error
+		if file, err = cmd.openFile(); err != nil {
+			return err
+		}
+		defer file.Close() // it is only read
+	case len(cmd.Text) == 0:
+		return usageError{errors.New("there is nothing to send: give a text, - for standard input, or --file PATH")}
 	case !stream && !utf8.ValidString(text):
 		return usageError{errors.New("the message is not UTF-8 text")}
 	case stream:
@@ -73,7 +83,9 @@ func (cmd *sendCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	counted := &counter{tracker: t, peer: peer.Identity, noWait: cmd.NoWait}
-	if stream {
+	if file != nil {
+		err = counted.file(bounded, file)
+	} else if stream {
 		err = counted.stream(bounded, a.in)
 	} else {
 		err = counted.text(bounded, text)

@@ -197,5 +197,7 @@ func (w *watcher) see(e client.Event) {
 			w.waiting[text] = true
 			w.app.note("%s", text)
 		}
+	case client.EventDistrust:
+		w.app.note("%v", e.Err)
 	}
 }

@@ -168,7 +168,9 @@ type trustForgetCmd struct {
 	Address string `arg:"" name:"server" help:"The server, as HOST:PORT."`
 }
 
-func (cmd *trustForgetCmd) Run(a *app) error {
+// Run forgets the key of the server's certificate, and in every account there
+// the key that it signs with and the log of names that it had shown.
+func (cmd *trustForgetCmd) Run(ctx context.Context, a *app) error {
 	address, err := transport.ParseAddress(cmd.Address)
 	if err != nil {
 		return usageError{err}
@@ -177,9 +179,38 @@ func (cmd *trustForgetCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	logs, err := a.forgetLogs(ctx, address.String())
+	if err != nil {
+		return err
+	}
+	known = known || logs
 	if !known {
 		return fmt.Errorf("the server %s was not known; nothing was changed", address)
 	}
 	fmt.Fprintf(a.out, "The key of %s is forgotten. The next connection pins the key it meets: compare its words.\n", address)
 	return nil
+}
+
+// forgetLogs makes every account on a server forget its log. It reports whether
+// any knew one.
+func (a *app) forgetLogs(ctx context.Context, server string) (known bool, err error) {
+	profiles, err := a.home.Profiles()
+	if err != nil {
+		return false, err
+	}
+	for _, p := range profiles {
+		if p.Server != server {
+			continue
+		}
+		s, err := a.openStore(ctx, p)
+		if err != nil {
+			return known, err
+		}
+		had, err := client.ForgetLog(ctx, s)
+		if err := errors.Join(err, s.Close()); err != nil {
+			return known, fmt.Errorf("the account %s: %w", p, err)
+		}
+		known = known || had
+	}
+	return known, nil
 }

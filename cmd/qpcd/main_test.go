@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -48,11 +49,14 @@ func TestMain(m *testing.M) {
 //	logs NAME REGEXP         wait for a line of the log
 //	ends NAME N              wait for its end; the exit code must be N (-9: killed)
 //	healthy ADDR CERT        the server there presents CERT and answers Health
+//	follows ADDR CERT        a client that pinned the key of CERT is content
 //	connect ADDR             connect and stay
 //	goodbye                  the server closes that connection in order
 //	certificate CERT KEY     make a pair
 //	poke FILE OFFSET HEX     overwrite bytes
 //	list FILE DIR            write names, modes, sizes and hashes of DIR to FILE
+//	register ADDR NAME       make an account with a device
+//	shape JSON WANT          the names and types in JSON are those of WANT
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -66,8 +70,9 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"code": cmdCode, "start": cmdStart, "launch": cmdLaunch, "signal": cmdSignal, "logs": cmdLogs, "ends": cmdEnds,
-			"healthy": cmdHealthy, "connect": cmdConnect, "goodbye": cmdGoodbye,
+			"healthy": cmdHealthy, "follows": cmdFollows, "connect": cmdConnect, "goodbye": cmdGoodbye,
 			"certificate": cmdCertificate, "poke": cmdPoke, "list": cmdList,
+			"register": cmdRegister, "shape": cmdShape,
 		},
 	})
 }
@@ -247,11 +252,22 @@ func cmdHealthy(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(conn.Close(transport.CloseNormal, ""))
 }
 
+func cmdFollows(ts *testscript.TestScript, neg bool, args []string) {
+	usageOf(ts, neg, len(args) == 2, "follows ADDR CERT")
+	der, err := os.ReadFile(ts.MkAbs(args[1]))
+	ts.Check(err)
+	cert, err := x509.ParseCertificate(der)
+	ts.Check(err)
+	conn := dial(ts, args[0], transport.TrustPin(transport.PinOf(cert)))
+	health(ts, conn)
+	ts.Check(conn.Close(transport.CloseNormal, ""))
+}
+
 // anyServer forgets every server, so that each is met for the first time.
 type anyServer struct{}
 
-func (anyServer) Lookup(string) (transport.Pin, bool, error) { return transport.Pin{}, false, nil }
-func (anyServer) Remember(string, transport.Pin) error       { return nil }
+func (anyServer) Lookup(string) (transport.Pin, bool, error)         { return transport.Pin{}, false, nil }
+func (anyServer) Remember(string, transport.Pin) error               { return nil }
 func (anyServer) Replace(string, transport.Pin, transport.Pin) error { return nil }
 
 func cmdConnect(ts *testscript.TestScript, neg bool, args []string) {

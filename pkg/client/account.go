@@ -63,7 +63,7 @@ func Register(ctx context.Context, o Options, r Registration) (*Client, error) {
 	c, err := Open(ctx, o, r.Password)
 	switch {
 	case errors.Is(err, ErrNoProfile):
-		if c, err = create(ctx, o, r, folded); err != nil {
+		if c, err = create(ctx, o, r, folded, nil); err != nil {
 			return nil, err
 		}
 	case err != nil:
@@ -107,8 +107,9 @@ func Register(ctx context.Context, o Options, r Registration) (*Client, error) {
 	return c, c.introduce(ctx, &link{rpc: calls})
 }
 
-// create makes the local half of a profile.
-func create(ctx context.Context, o Options, r Registration, folded string) (*Client, error) {
+// create makes the local half of a profile, with an identity seed that there is
+// already, or a new one for nil.
+func create(ctx context.Context, o Options, r Registration, folded string, identitySeed []byte) (*Client, error) {
 	kdf := o.KDF
 	if kdf == (e2ee.KDF{}) {
 		kdf = e2ee.DefaultKDF()
@@ -121,9 +122,12 @@ func create(ctx context.Context, o Options, r Registration, folded string) (*Cli
 	if _, err := io.ReadFull(o.Rand, secret); err != nil {
 		return nil, fmt.Errorf("making an identity: %w", err)
 	}
+	if identitySeed == nil {
+		identitySeed = secret[:e2ee.SeedSize]
+	}
 	a := account{
 		Server: r.Server, Username: folded, DeviceName: r.Device,
-		IdentitySeed: secret[:e2ee.SeedSize], HybridSeed: secret[e2ee.SeedSize : 2*e2ee.SeedSize],
+		IdentitySeed: identitySeed, HybridSeed: secret[e2ee.SeedSize : 2*e2ee.SeedSize],
 		DeviceID: rpc.DeviceID(secret[2*e2ee.SeedSize:]),
 	}
 	c, err := newClient(o, vault, a)
@@ -194,10 +198,16 @@ func newClient(o Options, vault *e2ee.Vault, a account) (*Client, error) {
 		hybrid:      hybrid,
 		events:      make(chan Event, maxEvents),
 		outbox:      make(signal, 1),
+		lookups:     make(chan struct{}, 1),
 		groups:      make(map[rpc.ChannelID][]*chatGroup),
 		fresh:       make(map[rpc.IdentityKey]bool),
 		freshHybrid: make(map[rpc.IdentityKey]bool),
-		paused:      make(map[rpc.IdentityKey]time.Time),
+		paused:      make(map[Conversation]time.Time),
+		slow:        make(map[slowMember]time.Time),
+		commits:     make(signal, 1),
+		rooms:       make(map[rpc.ChannelID]*roomWork),
+		waiters:     make(map[string]chan error),
+		gapGrace:    gapGrace,
 	}, nil
 }
 
@@ -232,11 +242,16 @@ func (c *Client) registerAt(ctx context.Context, calls *rpc.Client, r Registrati
 
 // loginAt runs an OPAQUE login (RFC 9807, section 6) and stores the session.
 func (c *Client) loginAt(ctx context.Context, calls *rpc.Client, password []byte) error {
-	auth := qpcpb.NewAuthClient(calls)
 	login, ke1, err := opaque.NewLogin(c.options.Rand, password)
 	if err != nil {
 		return err
 	}
+	return c.finishLogin(ctx, calls, login, ke1)
+}
+
+// finishLogin makes a login of a begun one, and stores the session.
+func (c *Client) finishLogin(ctx context.Context, calls *rpc.Client, login *opaque.Login, ke1 []byte) error {
+	auth := qpcpb.NewAuthClient(calls)
 	start, err := auth.OpaqueLoginStart(ctx, &qpcpb.OpaqueLoginStartRequest{Username: c.account.Username, Request: ke1})
 	if err != nil {
 		return err
@@ -327,21 +342,7 @@ func (c *Client) ChangePassword(ctx context.Context, password []byte) error {
 		return fmt.Errorf("changing the password: %w", err)
 	}
 	err = c.Call(ctx, func(ctx context.Context, calls *rpc.Client) error {
-		auth := qpcpb.NewAuthClient(calls)
-		registration, request, err := opaque.NewRegistration(c.options.Rand, password)
-		if err != nil {
-			return err
-		}
-		start, err := auth.ChangePasswordStart(ctx, &qpcpb.ChangePasswordStartRequest{Request: request})
-		if err != nil {
-			return err
-		}
-		upload, _, err := registration.Finish(start.Response)
-		if err != nil {
-			return fmt.Errorf("changing the password: %w", err)
-		}
-		_, err = auth.ChangePasswordFinish(ctx, &qpcpb.ChangePasswordFinishRequest{Upload: upload})
-		return err
+		return c.changePasswordAt(ctx, calls, password)
 	})
 	var refused *rpc.Error
 	if errors.As(err, &refused) {
@@ -353,6 +354,31 @@ func (c *Client) ChangePassword(ctx context.Context, password []byte) error {
 	return c.box.store.Apply(ctx, Change{keyVault, header}, Change{keyNextVault, nil})
 }
 
+// changePasswordAt changes the password at the server. The recovery bundles
+// come first, so that they open the account whenever it is cut off.
+func (c *Client) changePasswordAt(ctx context.Context, calls *rpc.Client, password []byte) error {
+	auth := qpcpb.NewAuthClient(calls)
+	registration, request, err := opaque.NewRegistration(c.options.Rand, password)
+	if err != nil {
+		return err
+	}
+	start, err := auth.ChangePasswordStart(ctx, &qpcpb.ChangePasswordStartRequest{Request: request})
+	if err != nil {
+		return err
+	}
+	upload, _, key, err := registration.FinishKeeping(start.Response)
+	if err != nil {
+		return fmt.Errorf("changing the password: %w", err)
+	}
+	if err := c.renewRecovery(ctx, calls, key); err != nil {
+		return fmt.Errorf("renewing the recovery bundles: %w", err)
+	}
+	if _, err := auth.ChangePasswordFinish(ctx, &qpcpb.ChangePasswordFinishRequest{Upload: upload}); err != nil {
+		return err
+	}
+	return c.confirmRecovery(ctx, key)
+}
+
 // DeleteAccount removes the account from the server. The store is the
 // caller's to remove.
 func (c *Client) DeleteAccount(ctx context.Context) error {
@@ -362,8 +388,12 @@ func (c *Client) DeleteAccount(ctx context.Context) error {
 	})
 }
 
-// introduce registers the device, the hybrid key and key packages, once.
+// introduce registers the device, the hybrid key and key packages, once. Before
+// anything else the key that the server signs with is pinned.
 func (c *Client) introduce(ctx context.Context, l *link) error {
+	if _, err := c.serverLog(ctx, l.rpc); err != nil {
+		return err
+	}
 	if c.account.Introduced {
 		return nil
 	}

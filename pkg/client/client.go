@@ -9,8 +9,9 @@
 //     the program or the server dies.
 //   - Nothing leaves the machine unencrypted but names and keys: messages are
 //     MLS application messages (RFC 9420) inside a hybrid envelope (pkg/e2ee).
-//   - A contact's identity key is trusted on first use; another key under the
-//     same name is refused until the user accepts it.
+//   - A contact's identity key is trusted on first use, with a proof that it
+//     stands under that name in the server's log; another key under the same
+//     name is refused until the user accepts it.
 //
 // State and owners: one mutex guards the local state (Store, MLS groups); no
 // network call is made under it. Run owns the connection and the goroutines
@@ -26,6 +27,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quicprochat/qpcd/pkg/e2ee"
@@ -88,12 +90,22 @@ type Client struct {
 
 	events chan Event
 	outbox signal // something waits to be sent
+	// commits is set when there may be something to do in a group.
+	commits signal
+	// gapGrace is how long a commit may be missing; a test sets it shorter.
+	gapGrace time.Duration
+	// lookups has room for one: names are looked up one after another.
+	lookups chan struct{}
 
 	mu          sync.Mutex
 	groups      map[rpc.ChannelID][]*chatGroup // newest last
 	fresh       map[rpc.IdentityKey]bool       // contacts whose names were looked up since the start
 	freshHybrid map[rpc.IdentityKey]bool       // the same for their hybrid keys
-	paused      map[rpc.IdentityKey]time.Time  // contacts that cannot be sent to before
+	paused      map[Conversation]time.Time     // conversations that cannot be sent to before
+	slow        map[slowMember]time.Time       // members of groups, the same
+	rooms       map[rpc.ChannelID]*roomWork    // what is to be done in groups
+	waiters     map[string]chan error          // who waits for a wish, by its key
+	log         *knownLog                      // the server's log, once it was read
 	link        *link                          // the connection, or nil
 	state       ConnectionState
 }
@@ -117,6 +129,8 @@ type link struct {
 	rpc      *rpc.Client
 	acks     signal
 	packages chan int // key packages to publish
+	arrivals *arrivals
+	caughtUp atomic.Bool // everything that waited was processed
 
 	mu      sync.Mutex
 	pending map[rpc.ChannelID]uint64 // acknowledgements to send
@@ -143,6 +157,11 @@ func (c *Client) Close() error { return c.options.Store.Close() }
 
 // emit tells the program of an event, waiting until it is taken.
 func (c *Client) emit(ctx context.Context, e Event) {
+	select {
+	case c.events <- e: // also when ctx has just ended: it is told of only here
+		return
+	default:
+	}
 	select {
 	case c.events <- e:
 	case <-ctx.Done():
@@ -184,7 +203,8 @@ func (c *Client) Run(ctx context.Context) error {
 func fatal(err error) bool {
 	var changed *transport.ErrPinChanged
 	var unknown *transport.ErrUnknownServer
-	return errors.Is(err, ErrLoginRequired) || errors.As(err, &changed) || errors.As(err, &unknown)
+	var untrusted *ErrServerLog
+	return errors.Is(err, ErrLoginRequired) || errors.As(err, &untrusted) || errors.As(err, &changed) || errors.As(err, &unknown)
 }
 
 // ErrLoginRequired reports a session that has ended: log in again.
@@ -198,7 +218,7 @@ func (c *Client) connectAndServe(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(transport.CloseNormal, "")
-	l := &link{rpc: rpc.NewClient(conn), acks: make(signal, 1), packages: make(chan int, 1), pending: make(map[rpc.ChannelID]uint64)}
+	l := &link{rpc: rpc.NewClient(conn), acks: make(signal, 1), packages: make(chan int, 1), pending: make(map[rpc.ChannelID]uint64), arrivals: newArrivals()}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(conn.Context(), func() { cancel(context.Cause(conn.Context())) })
@@ -210,6 +230,7 @@ func (c *Client) connectAndServe(ctx context.Context) error {
 	c.mu.Lock()
 	c.link = l
 	clear(c.paused)
+	clear(c.slow)
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
@@ -217,7 +238,7 @@ func (c *Client) connectAndServe(ctx context.Context) error {
 		c.mu.Unlock()
 	}()
 
-	arrivals := newArrivals()
+	arrivals := l.arrivals
 	var work sync.WaitGroup
 	defer work.Wait()
 	run := func(f func(context.Context) error) {
@@ -232,6 +253,7 @@ func (c *Client) connectAndServe(ctx context.Context) error {
 	})
 	run(func(ctx context.Context) error { return c.receive(ctx, l, arrivals) })
 	run(func(ctx context.Context) error { return c.send(ctx, l) })
+	run(func(ctx context.Context) error { return c.tend(ctx, l) })
 	run(l.acknowledge(c))
 	run(func(ctx context.Context) error { return c.topUp(ctx, l) })
 	run(func(ctx context.Context) error { return c.heartbeat(ctx, l) })

@@ -2,12 +2,14 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/quicprochat/qpcd/pkg/e2ee"
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/rpc"
+	"github.com/quicprochat/qpcd/pkg/tlog"
 	"github.com/quicprochat/qpcd/pkg/username"
 )
 
@@ -38,7 +40,7 @@ Ask %s in person. If it is true, accept the new key with
 // lookUp returns the contact of a name, asking the server once in the life of
 // the program whether the name is still bound to the same key.
 func (c *Client) lookUp(ctx context.Context, name string) (contact, error) {
-	folded, err := username.Fold(name)
+	folded, err := c.foldName(ctx, name)
 	if err != nil {
 		return contact{}, err
 	}
@@ -73,17 +75,6 @@ func (c *Client) lookUp(ctx context.Context, name string) (contact, error) {
 		c.mu.Unlock()
 	}
 	return c.contact(ctx, identity)
-}
-
-// resolve asks the server whose name it is.
-func (c *Client) resolve(ctx context.Context, l *link, folded string) (rpc.IdentityKey, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	response, err := qpcpb.NewDirectoryClient(l.rpc).ResolveUser(ctx, &qpcpb.ResolveUserRequest{Username: folded})
-	if err != nil {
-		return rpc.IdentityKey{}, err
-	}
-	return rpc.ParseIdentityKey("identity_key", response.IdentityKey)
 }
 
 func (c *Client) knownName(ctx context.Context, folded string) (known bool, identity rpc.IdentityKey, err error) {
@@ -128,9 +119,45 @@ func (c *Client) bindName(ctx context.Context, identity rpc.IdentityKey, folded 
 	return b.apply(ctx)
 }
 
+// isDomain reports whether s may stand behind the @ of a name: labels of small
+// letters, digits and hyphens (RFC 1123, section 2.1), as servers are named.
+func isDomain(s string) bool {
+	const maxDomain, maxLabel = 253, 63
+	if len(s) > maxDomain {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > maxLabel || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// foldName returns the one form of a name, or of name@domain for somebody on
+// another server. A name at this server's own domain is one without a domain.
+func (c *Client) foldName(ctx context.Context, name string) (string, error) {
+	local, domain, elsewhere := strings.Cut(name, "@")
+	folded, err := username.Fold(local)
+	if err != nil || !elsewhere {
+		return folded, err
+	}
+	domain = strings.ToLower(domain)
+	if !isDomain(domain) {
+		return "", fmt.Errorf("%w: what stands behind the @ is no domain", username.ErrInvalid)
+	}
+	c.mu.Lock()
+	known, _, err := c.storedLog(ctx)
+	c.mu.Unlock()
+	if err != nil || known.Origin == tlog.Origin(domain) {
+		return folded, err
+	}
+	return folded + "@" + domain, nil
+}
+
 // nameOf returns a peer's name, asking the server when it is not known yet. It
-// is empty when the server does not say, or says a name that belongs to
-// another key here.
+// is empty when the server does not say, says a name that belongs to another
+// key here, or does not prove that the name is theirs.
 func (c *Client) nameOf(ctx context.Context, identity rpc.IdentityKey) string {
 	p, err := c.contact(ctx, identity)
 	if err != nil || p.Name != "" {
@@ -146,8 +173,17 @@ func (c *Client) nameOf(ctx context.Context, identity rpc.IdentityKey) string {
 	if err != nil {
 		return ""
 	}
-	folded, err := username.Fold(response.Username)
+	folded, err := c.foldName(ctx, response.Username)
 	if err != nil {
+		return ""
+	}
+	// The name counts only when it leads back to the key.
+	bound, err := c.resolve(ctx, l, folded)
+	if errors.As(err, new(*ErrServerLog)) {
+		c.options.Log.Error("a name is not believed", "error", err)
+		c.emit(ctx, Event{Kind: EventDistrust, Peer: identity, Err: err})
+	}
+	if err != nil || bound != identity {
 		return ""
 	}
 	if known, other, err := c.knownName(ctx, folded); err != nil || known && other != identity {
@@ -162,7 +198,7 @@ func (c *Client) nameOf(ctx context.Context, identity rpc.IdentityKey) string {
 // AcceptIdentity takes the key that the server now gives for a name in place
 // of the one known. The user must have made sure of it.
 func (c *Client) AcceptIdentity(ctx context.Context, name string) (Contact, error) {
-	folded, err := username.Fold(name)
+	folded, err := c.foldName(ctx, name)
 	if err != nil {
 		return Contact{}, err
 	}
@@ -194,7 +230,7 @@ func (c *Client) FindContact(ctx context.Context, name string) (Contact, error) 
 // LookUp is FindContact with a connection of its own, for a program that runs
 // one command.
 func (c *Client) LookUp(ctx context.Context, name string) (Contact, error) {
-	folded, err := username.Fold(name)
+	folded, err := c.foldName(ctx, name)
 	if err != nil {
 		return Contact{}, err
 	}

@@ -68,10 +68,19 @@ func (c *Client) eventHandler(ctx context.Context, l *link, a *arrivals, end con
 			if proto.Unmarshal(payload, &m) == nil {
 				c.receiveEphemeral(ctx, &m)
 			}
+		case qpcpb.EventGroupEpoch:
+			var m qpcpb.GroupEpoch
+			if proto.Unmarshal(payload, &m) == nil && len(m.GroupId) == len(rpc.ChannelID{}) {
+				// The commit is in the queue, and this client's own it knows.
+				c.lookAfter(rpc.ChannelID(m.GroupId), epochCheck)
+			}
 		case qpcpb.EventPresence:
 			var m qpcpb.Presence
 			if proto.Unmarshal(payload, &m) == nil && len(m.IdentityKey) == len(rpc.IdentityKey{}) {
 				peer := rpc.IdentityKey(m.IdentityKey)
+				c.mu.Lock()
+				delete(c.freshHybrid, peer) // they may have come back with new keys
+				c.mu.Unlock()
 				p, err := c.contact(ctx, peer)
 				if err == nil {
 					c.emit(ctx, Event{Kind: EventPresence, Peer: peer, PeerName: p.Name, On: m.Online})
@@ -135,6 +144,8 @@ func (c *Client) receive(ctx context.Context, l *link, a *arrivals) error {
 		}
 		if first {
 			first = false
+			l.caughtUp.Store(true)
+			c.commits.set()
 			c.setState(ctx, Connected, nil)
 			c.emit(ctx, Event{Kind: EventCaughtUp})
 			c.outbox.set()
@@ -191,24 +202,39 @@ func (c *Client) isNext(ctx context.Context, envelope *qpcpb.Envelope) (bool, er
 // take processes one envelope, tells the program, and leaves the
 // acknowledgement to be sent.
 func (c *Client) take(ctx context.Context, l *link, envelope *qpcpb.Envelope) error {
-	events, err := c.processEnvelope(ctx, envelope)
+	var of *listing
+	if len(envelope.ChannelId) == 0 {
+		var err error
+		if of, err = c.whatIsWelcomed(ctx, l, envelope); err != nil {
+			return err
+		}
+	}
+	events, err := c.processEnvelope(ctx, envelope, of)
 	if err != nil {
+		c.tell(ctx, events) // what is stored is told
 		return err
 	}
 	l.ack(envelope.ChannelId, envelope.Seq)
+	c.meet(ctx, l, events)
+	c.tell(ctx, events)
+	return nil
+}
+
+// tell gives events to the program, with the names that belong to them.
+func (c *Client) tell(ctx context.Context, events []Event) {
 	for _, event := range events {
-		if event.PeerName == "" {
+		if event.PeerName == "" && event.Peer != (rpc.IdentityKey{}) && event.Peer != c.Identity() {
 			event.PeerName = c.nameOf(ctx, event.Peer)
 		}
 		c.emit(ctx, event)
 	}
-	return nil
 }
 
 // processEnvelope opens an envelope and stores what it holds, the state of the keys
 // and the cursor at once. An envelope that was processed before changes
 // nothing.
-func (c *Client) processEnvelope(ctx context.Context, envelope *qpcpb.Envelope) (events []Event, err error) {
+// of is what whatIsWelcomed found.
+func (c *Client) processEnvelope(ctx context.Context, envelope *qpcpb.Envelope, of *listing) (events []Event, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := cursorKey(envelope.ChannelId)
@@ -221,18 +247,26 @@ func (c *Client) processEnvelope(ctx context.Context, envelope *qpcpb.Envelope) 
 	var channel rpc.ChannelID
 	copy(channel[:], envelope.ChannelId)
 	if len(envelope.ChannelId) == 0 {
-		err = c.openInbox(ctx, b, envelope)
+		events, err = c.openInbox(ctx, b, envelope, of)
 	} else {
 		events, err = c.openMessage(ctx, b, channel, envelope)
 	}
+	if err == nil {
+		err = b.apply(ctx)
+	}
 	if err != nil {
+		// Keys were used up here that were not stored as used: read all again,
+		// or the message would count as read when it comes once more.
+		clear(c.groups)
 		return nil, err
 	}
-	if err := b.apply(ctx); err != nil {
-		c.forget(channel)
-		return nil, err
+	if of != nil {
+		channel = of.id
 	}
-	return events, nil
+	// What waited for a commit or a Welcome may open now. When this is cut off,
+	// it is made good at the next connection.
+	late, err := c.openHeld(ctx, channel)
+	return append(events, late...), err
 }
 
 // unwrap takes the hybrid envelope off a payload.
@@ -242,33 +276,36 @@ func (c *Client) unwrap(payload []byte) ([]byte, error) {
 
 // openInbox joins the group of a Welcome. Whatever else lies in the inbox is
 // dropped: nobody can be told of a message that says nothing.
-func (c *Client) openInbox(ctx context.Context, b *batch, envelope *qpcpb.Envelope) error {
+func (c *Client) openInbox(ctx context.Context, b *batch, envelope *qpcpb.Envelope, of *listing) ([]Event, error) {
 	welcome, err := c.unwrap(envelope.Data)
 	if err != nil {
 		c.options.Log.Warn("a welcome cannot be opened", "error", err)
-		return nil
+		return nil, nil
 	}
 	joined, err := e2ee.JoinGroup(c.device, welcome, c.privatePart(ctx))
 	if err != nil {
 		c.options.Log.Warn("a welcome cannot be used", "error", err)
-		return nil
+		return nil, nil
+	}
+	if of != nil && of.isGroup {
+		return c.joinRoom(ctx, b, joined, welcome, of)
 	}
 	peer := rpc.IdentityKey(joined.Inviter.Identity)
 	if len(joined.Group.ID()) != len(rpc.ChannelID{}) || !isPair(joined.Group.Identities(), c.self.Key(), joined.Inviter.Identity) {
 		c.options.Log.Warn("a welcome is not to a conversation of two")
-		return nil
+		return nil, nil
 	}
 	channel := rpc.ChannelID(joined.Group.ID())
 	p, err := c.contact(ctx, peer)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var owner rpc.IdentityKey
 	if known, err := c.box.get(ctx, channelKey(channel), &owner); err != nil {
-		return err
-	} else if known && owner != peer || p.HasChannel && p.Channel != channel {
+		return nil, err
+	} else if known && owner != peer || p.HasChannel && p.Channel != channel || !known && (of == nil || of.channel != channel) {
 		c.options.Log.Warn("a welcome is to somebody else's conversation")
-		return nil
+		return nil, nil
 	}
 	p.Channel, p.HasChannel = channel, true
 	b.put(contactKey(peer), p)
@@ -276,9 +313,9 @@ func (c *Client) openInbox(ctx context.Context, b *batch, envelope *qpcpb.Envelo
 	if !joined.LastResort {
 		b.remove(packageKey(joined.KeyPackage))
 	}
-	delete(c.paused, peer)
+	delete(c.paused, WithPeer(peer))
 	c.outbox.set()
-	return c.adopt(ctx, b, channel, peer, joined.Group)
+	return nil, c.adopt(ctx, b, channel, peer, joined.Group)
 }
 
 // isPair reports whether the members are exactly two people.
@@ -290,30 +327,36 @@ func isPair(members []e2ee.IdentityKey, a, b e2ee.IdentityKey) bool {
 // openMessage decrypts a message of a channel and adds what it means to the
 // batch.
 func (c *Client) openMessage(ctx context.Context, b *batch, channel rpc.ChannelID, envelope *qpcpb.Envelope) ([]Event, error) {
+	if r, err := c.room(ctx, channel); err != nil {
+		return nil, err
+	} else if r.State != "" {
+		return c.openRoomMessage(ctx, b, r, envelope)
+	}
 	var peer rpc.IdentityKey
 	known, err := c.box.get(ctx, channelKey(channel), &peer)
 	if err != nil {
 		return nil, err
 	}
 	plain, err := c.unwrap(envelope.Data)
-	var group *chatGroup
-	var event *e2ee.Event
 	if err == nil {
-		group, event, err = c.process(ctx, channel, plain)
+		return c.openPlain(ctx, b, channel, peer, known, plain)
 	}
-	if errors.Is(err, e2ee.ErrReplayed) || errors.Is(err, e2ee.ErrOwnMessage) {
+	return c.unreadable(ctx, b, peer, known, err)
+}
+
+// openPlain opens a message of a conversation of two. known is whether its peer
+// is.
+func (c *Client) openPlain(ctx context.Context, b *batch, channel rpc.ChannelID, peer rpc.IdentityKey, known bool, plain []byte) ([]Event, error) {
+	group, event, err := c.process(ctx, channel, plain)
+	switch {
+	case errors.Is(err, e2ee.ErrReplayed), errors.Is(err, e2ee.ErrOwnMessage):
 		return nil, nil
-	}
-	if errors.Is(err, errLocalState) {
+	case errors.Is(err, errLocalState):
 		return nil, err
-	}
-	if err != nil {
-		c.options.Log.Warn("a message cannot be read", "error", err)
-		if !known {
-			return nil, nil
-		}
-		return c.addMessage(ctx, b, Message{Peer: peer, Stored: c.options.Now(), Status: StatusReceived,
-			Problem: "this message could not be decrypted on this device"})
+	case !known && errors.Is(err, errNoGroup):
+		return nil, c.hold(ctx, b, channel, plain) // its Welcome may be on the way
+	case err != nil:
+		return c.unreadable(ctx, b, peer, known, err)
 	}
 	group.save(b, channel)
 	if event.Kind != e2ee.EventMessage || rpc.IdentityKey(event.Sender.Identity) != group.peer {
@@ -327,32 +370,53 @@ func (c *Client) openMessage(ctx context.Context, b *batch, channel rpc.ChannelI
 	return c.understand(ctx, b, group.peer, message)
 }
 
+// unreadable tells of a message that cannot be opened.
+func (c *Client) unreadable(ctx context.Context, b *batch, peer rpc.IdentityKey, known bool, err error) ([]Event, error) {
+	c.options.Log.Warn("a message cannot be read", "error", err)
+	if !known {
+		return nil, nil
+	}
+	return c.addMessage(ctx, b, Message{Peer: peer, Stored: c.options.Now(), Status: StatusReceived,
+		Problem: "this message could not be decrypted on this device"})
+}
+
 // understand acts on an application message from a peer.
 func (c *Client) understand(ctx context.Context, b *batch, peer rpc.IdentityKey, m *e2ee.Message) ([]Event, error) {
 	switch m.Type {
-	case e2ee.TypeDummy, e2ee.TypeTyping:
+	case e2ee.TypeDummy:
+		if m.Note != nil && m.Note.Kind == e2ee.NoteRejoin {
+			return nil, c.askedToRejoin(ctx, b, peer, rpc.ChannelID(m.Note.Group))
+		}
+		return nil, nil
+	case e2ee.TypeTyping:
 		return nil, nil
 	case e2ee.TypeReadReceipt:
 		return c.setStatus(ctx, b, peer, m.Ref, StatusRead)
 	}
+	return c.addMessage(ctx, b, c.received(Message{Peer: peer}, m))
+}
+
+// received fills in a message from what came.
+func (c *Client) received(in Message, m *e2ee.Message) Message {
 	received := Message{
-		Peer: peer, ID: m.ID, Type: m.Type, Ref: m.Ref, Text: m.Text, Emoji: m.Emoji, Name: m.Name, Size: m.Size, Part: m.Part,
+		Peer: in.Peer, Group: in.Group, Epoch: in.Epoch, ID: m.ID, Type: m.Type, Ref: m.Ref, Text: m.Text, Emoji: m.Emoji, Name: m.Name, Size: m.Size, Part: m.Part,
 		Stored: c.options.Now(), Status: StatusReceived,
 	}
+	received.File = fileOf(m)
 	if m.SentAtMS != 0 {
 		received.SentAt = time.UnixMilli(int64(m.SentAtMS))
 	}
 	if !m.Supported() {
 		received.Problem = "unsupported message: a newer version of qpc can show it"
 	}
-	return c.addMessage(ctx, b, received)
+	return received
 }
 
 // addMessage stores a received message, unless one with its id is there.
 func (c *Client) addMessage(ctx context.Context, b *batch, m Message) ([]Event, error) {
 	if m.ID != (e2ee.MessageID{}) {
 		var at uint64
-		if known, err := c.box.get(ctx, messageIDKey(m.Peer, m.ID), &at); err != nil || known {
+		if known, err := c.box.get(ctx, m.idKey(), &at); err != nil || known {
 			return nil, err
 		}
 	}
@@ -361,9 +425,13 @@ func (c *Client) addMessage(ctx context.Context, b *batch, m Message) ([]Event, 
 		return nil, err
 	}
 	m.No = n
-	b.put(messageKey(m.Peer, n), m)
+	b.put(m.key(), m)
 	if m.ID != (e2ee.MessageID{}) {
-		b.put(messageIDKey(m.Peer, m.ID), n)
+		b.put(m.idKey(), n)
+	}
+	if m.Group != (rpc.ChannelID{}) {
+		r, err := c.room(ctx, m.Group)
+		return []Event{{Kind: EventGroup, Peer: m.Peer, Group: m.Group, GroupName: r.Name, Message: m}}, err
 	}
 	p, err := c.contact(ctx, m.Peer)
 	return []Event{{Kind: EventMessage, Peer: m.Peer, PeerName: p.Name, Message: m}}, err

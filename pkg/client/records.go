@@ -18,8 +18,10 @@ import (
 //	vault/next                       the same for a new password, while it is changed
 //	account                          seeds and ids
 //	session                          the token
+//	recovery                         what the recovery bundles are renewed with
 //	counter                          the last number given to an outgoing entry or a message
 //	shown                            what the user has seen
+//	log                              the server's signing key and the head of its log
 //	contact/<identity>               a peer
 //	name/<name>                      whose name it is
 //	channel/<channel>                whose conversation it is
@@ -28,21 +30,34 @@ import (
 //	chain/<channel>/<n>              the message keys that go with it
 //	cursor/<channel>                 the last seq that was processed; "inbox" for the inbox
 //	out/<n>                          what waits to be sent
+//	upload/<message id>              a file that is being sent
 //	message/<identity>/<n>           a conversation's messages, in order
 //	id/<identity>/<message id>       where the message with this id stands
+//	room/<group>                     a group: its name, and how this client stands in it
+//	rotate/<group>                   a commit that is being offered to the server
+//	wish/<n>                         a change of a group that the user wants
+//	held/<channel>/<n>               a message that cannot be opened yet
+//
+// The history of a group stands below message/<group> and id/<group>, as that of
+// a peer below their identity: the ids have other lengths.
 const (
 	keyProfile   = "profile"
 	keyVault     = "vault"
 	keyNextVault = "vault/next"
 	keyAccount   = "account"
 	keySession   = "session"
+	keyRecovery  = "recovery"
 	keyCounter   = "counter"
 	keyShown     = "shown"
+	keyServerLog = "log"
 
 	prefixContact = "contact/"
 	prefixName    = "name/"
 	prefixPackage = "package/"
 	prefixOut     = "out/"
+	prefixRoom    = "room/"
+	prefixWish    = "wish/"
+	prefixHeld    = "held/"
 )
 
 func contactKey(id rpc.IdentityKey) string { return prefixContact + id.String() }
@@ -61,6 +76,14 @@ func messageKey(id rpc.IdentityKey, n uint64) string {
 }
 func messageIDKey(id rpc.IdentityKey, m e2ee.MessageID) string {
 	return "id/" + id.String() + "/" + hex.EncodeToString(m[:])
+}
+
+func roomKey(id rpc.ChannelID) string    { return prefixRoom + id.String() }
+func rotateKey(id rpc.ChannelID) string  { return "rotate/" + id.String() }
+func wishKey(n uint64) string            { return fmt.Sprintf("%s%016x", prefixWish, n) }
+func heldPrefix(id rpc.ChannelID) string { return prefixHeld + id.String() + "/" }
+func heldKey(id rpc.ChannelID, n uint64) string {
+	return fmt.Sprintf("%s%016x", heldPrefix(id), n)
 }
 
 func cursorKey(channel []byte) string {
@@ -106,6 +129,9 @@ type contact struct {
 	// Hybrid is the last hybrid key seen. Once there was one, nothing is sent
 	// without (PROTOCOL 9).
 	Hybrid []byte
+	// Anew is set when the hybrid key is another than before: the peer came
+	// back with a recovery code, and can read a new MLS group only.
+	Anew bool
 	// Welcome waits to reach the peer's inbox, under WelcomeID.
 	Welcome   []byte
 	WelcomeID e2ee.MessageID
@@ -121,7 +147,17 @@ type outgoing struct {
 	App       []byte // the application message, until it is encrypted
 	Payload   []byte // what is enqueued, from then on
 	MessageNo uint64 // the conversation's message that this is, 0 for none
+
+	// Group is set, and Peer is not, in an entry for a group.
+	Group rpc.ChannelID `json:",omitzero"`
+	Leave bool          `json:",omitempty"` // we leave, once members were told
+	Made  time.Time     `json:",omitzero"`
+	// Sealed is set from the first attempt on. App stays, for a message that
+	// waits while the group moves on is encrypted again.
+	Sealed *groupSealed `json:",omitempty"`
 }
+
+func (o outgoing) conversation() Conversation { return Conversation{Peer: o.Peer, Group: o.Group} }
 
 // Status is what has become of an outgoing message.
 type Status string
@@ -138,8 +174,14 @@ const (
 
 // Message is one message of a conversation, as it is stored and shown.
 type Message struct {
-	No     uint64          // its place on this machine
-	Peer   rpc.IdentityKey // whose conversation it belongs to
+	No   uint64          // its place on this machine
+	Peer rpc.IdentityKey // whose conversation it belongs to; in a group, who sent it
+	// Group is the group it belongs to, zero in a conversation of two.
+	Group rpc.ChannelID `json:",omitzero"`
+	// Epoch is the group's epoch in which it was sent.
+	Epoch uint64 `json:",omitempty"`
+	// Notice is set, and the message is of no type, where members came or went.
+	Notice *Notice `json:",omitempty"`
 	Mine   bool
 	ID     e2ee.MessageID
 	Type   e2ee.MessageType
@@ -148,6 +190,7 @@ type Message struct {
 	Emoji  string         `json:",omitempty"`
 	Name   string         `json:",omitempty"` // of a file
 	Size   uint64         `json:",omitempty"`
+	File   *FileRef       `json:",omitempty"` // what to fetch it by
 	Part   e2ee.Part      `json:",omitempty"`
 	SentAt time.Time      // by the sender's clock
 	Stored time.Time      // received here, or stored by the server
@@ -210,6 +253,15 @@ const (
 	EventCaughtUp
 	// EventWaiting: messages to the peer cannot go out yet; Err says why.
 	EventWaiting
+	// EventDistrust: the server's log of names does not add up; Err says how.
+	EventDistrust
+	// EventGroup: a message arrived in a group, or its members or its name
+	// changed (Message.Notice says how). It is stored. Group and GroupName say
+	// which group; Peer is who did it.
+	EventGroup
+	// EventGroupWaiting: a change of a group cannot be made yet, or has failed;
+	// Err says why.
+	EventGroupWaiting
 )
 
 // Event is something that happened. Which fields count depends on Kind.
@@ -219,6 +271,8 @@ type Event struct {
 	Peer       rpc.IdentityKey
 	PeerName   string // empty when the peer's name is not known
 	Message    Message
+	Group      rpc.ChannelID
+	GroupName  string
 	On         bool // typing, online
 	Err        error
 }

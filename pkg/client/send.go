@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,9 @@ const (
 	// pauseWithoutKeys is how long a contact waits who has no key packages:
 	// they must come online once.
 	pauseWithoutKeys = 15 * time.Second
+	// pauseUnproven is how long a contact waits whose message the server has
+	// answered without a good delivery proof: a person must look.
+	pauseUnproven = 30 * time.Second
 	// typingTimeout bounds a typing notice on its way; it is never stored.
 	typingTimeout = 5 * time.Second
 	// MaxChunk is the largest piece of a long text that goes into one message,
@@ -28,27 +32,44 @@ const (
 
 // Send stores a text for a peer and returns it; it goes out as soon as it can,
 // after everything stored before it. Part is PartWhole but for the pieces of a
-// long text.
+// long text. See SendTo for groups and for messages of other types.
 func (c *Client) Send(ctx context.Context, peer rpc.IdentityKey, text string, part e2ee.Part) (Message, error) {
-	id, err := e2ee.NewMessageID(c.options.Rand, c.options.Now())
-	if err != nil {
-		return Message{}, err
+	return c.SendTo(ctx, WithPeer(peer), &e2ee.Message{Type: e2ee.TypeChat, Text: text, Part: part})
+}
+
+// SendTo stores a message of any type for a conversation and returns it as the
+// conversation shows it; it goes out as soon as it can, after everything stored
+// for the conversation before it. It sets the time of sending, and an id where
+// there is none.
+func (c *Client) SendTo(ctx context.Context, to Conversation, m *e2ee.Message) (Message, error) {
+	if m.ID == (e2ee.MessageID{}) {
+		id, err := e2ee.NewMessageID(c.options.Rand, c.options.Now())
+		if err != nil {
+			return Message{}, err
+		}
+		m.ID = id
 	}
-	return c.enqueue(ctx, peer, &e2ee.Message{Type: e2ee.TypeChat, ID: id, Text: text, Part: part})
+	return c.enqueueTo(ctx, to, m)
 }
 
 // MarkRead tells a peer that their message was read.
 func (c *Client) MarkRead(ctx context.Context, m Message) error {
-	if m.Mine || m.ID == (e2ee.MessageID{}) {
+	// In a group everybody would tell everybody, so nobody does.
+	if m.Mine || m.ID == (e2ee.MessageID{}) || m.Group != (rpc.ChannelID{}) {
 		return nil
 	}
 	_, err := c.enqueue(ctx, m.Peer, &e2ee.Message{Type: e2ee.TypeReadReceipt, Ref: m.ID})
 	return err
 }
 
-// enqueue stores an application message in the outbox and, when it is one that
-// people see, in the conversation.
+// enqueue is enqueueTo for a peer.
 func (c *Client) enqueue(ctx context.Context, peer rpc.IdentityKey, m *e2ee.Message) (Message, error) {
+	return c.enqueueTo(ctx, WithPeer(peer), m)
+}
+
+// enqueueTo stores an application message in the outbox and, when it is one that
+// people see, in the conversation.
+func (c *Client) enqueueTo(ctx context.Context, to Conversation, m *e2ee.Message) (Message, error) {
 	now := c.options.Now()
 	m.SentAtMS = uint64(max(now.UnixMilli(), 0))
 	app, err := m.Encode()
@@ -61,16 +82,29 @@ func (c *Client) enqueue(ctx context.Context, peer rpc.IdentityKey, m *e2ee.Mess
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if to.IsGroup() {
+		if r, err := c.room(ctx, to.Group); err != nil {
+			return Message{}, err
+		} else if r.State != GroupActive && r.State != GroupLost || r.Quit {
+			return Message{}, ErrNotInGroup
+		}
+	}
 	b := c.box.batch()
-	shown := Message{Peer: peer, Mine: true, ID: m.ID, Type: m.Type, Ref: m.Ref, Text: m.Text, Part: m.Part, SentAt: now, Status: StatusQueued}
-	out := outgoing{Peer: peer, ID: envelopeID, App: app}
-	if m.Type == e2ee.TypeChat {
+	shown := Message{Peer: to.Peer, Group: to.Group, Mine: true, ID: m.ID, Type: m.Type, Ref: m.Ref, Text: m.Text, Part: m.Part, SentAt: now, Status: StatusQueued}
+	if to.IsGroup() {
+		shown.Peer = c.Identity()
+	}
+	out := outgoing{Peer: to.Peer, Group: to.Group, ID: envelopeID, App: app, Made: now}
+	if m.Type == e2ee.TypeFileRef {
+		shown.Name, shown.Size, shown.File = m.Name, m.Size, fileOf(m)
+	}
+	if m.Type == e2ee.TypeChat || m.Type == e2ee.TypeFileRef {
 		if shown.No, err = c.nextNumber(ctx, b); err != nil {
 			return Message{}, err
 		}
 		out.MessageNo = shown.No
-		b.put(messageKey(peer, shown.No), shown)
-		b.put(messageIDKey(peer, m.ID), shown.No)
+		b.put(shown.key(), shown)
+		b.put(shown.idKey(), shown.No)
 	}
 	n, err := c.nextNumber(ctx, b)
 	if err != nil {
@@ -144,22 +178,31 @@ func (c *Client) send(ctx context.Context, l *link) error {
 // sendAll sends what waits, in order, contact by contact: one who cannot be
 // sent to holds up nobody else. It returns how long to wait for those.
 func (c *Client) sendAll(ctx context.Context, l *link) (wait time.Duration, err error) {
+	began := c.options.Now()
 	err = list(ctx, c.box, prefixOut, func(key string, out outgoing) (bool, error) {
 		now := c.options.Now()
 		c.mu.Lock()
-		until := c.paused[out.Peer]
+		until := c.paused[out.conversation()]
 		c.mu.Unlock()
 		if pause := until.Sub(now); pause > 0 {
 			wait = shorter(wait, pause)
 			return true, nil
 		}
-		pause, err := c.sendOne(ctx, l, key, out)
+		send := c.sendOne
+		if out.Group != (rpc.ChannelID{}) {
+			send = func(ctx context.Context, l *link, key string, out outgoing) (time.Duration, error) {
+				pause, retry, err := c.sendToGroup(ctx, l, key, out, began)
+				wait = shorter(wait, retry)
+				return pause, err
+			}
+		}
+		pause, err := send(ctx, l, key, out)
 		if err != nil {
 			return false, err
 		}
 		if pause > 0 {
 			c.mu.Lock()
-			c.paused[out.Peer] = now.Add(pause)
+			c.paused[out.conversation()] = now.Add(pause)
 			c.mu.Unlock()
 			wait = shorter(wait, pause)
 		}
@@ -168,9 +211,10 @@ func (c *Client) sendAll(ctx context.Context, l *link) (wait time.Duration, err 
 	return wait, err
 }
 
+// shorter returns the shorter of two waits, of which 0 is none.
 func shorter(a, b time.Duration) time.Duration {
-	if a == 0 {
-		return b
+	if a == 0 || b == 0 {
+		return max(a, b)
 	}
 	return min(a, b)
 }
@@ -209,11 +253,11 @@ func (c *Client) sendOne(ctx context.Context, l *link, key string, out outgoing)
 	return 0, c.finish(ctx, key, out, StatusSent, "")
 }
 
-// call makes an Enqueue.
+// call makes an Enqueue. Without a delivery proof it has failed.
 func (c *Client) call(ctx context.Context, l *link, request *qpcpb.EnqueueRequest) (*qpcpb.EnqueueResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return qpcpb.NewDeliveryClient(l.rpc).Enqueue(ctx, request)
+	return c.enqueueAt(ctx, l.rpc, request)
 }
 
 // finish removes an entry from the outbox and tells what became of it.
@@ -221,21 +265,10 @@ func (c *Client) finish(ctx context.Context, key string, out outgoing, status St
 	c.mu.Lock()
 	b := c.box.batch()
 	b.remove(key)
-	var told []Event
-	var m Message
-	if out.MessageNo != 0 {
-		known, err := c.box.get(ctx, messageKey(out.Peer, out.MessageNo), &m)
-		if err != nil {
-			c.mu.Unlock()
-			return err
-		}
-		if known && m.Status != StatusRead { // a quick reader may be first
-			m.Status, m.Stored, m.Problem = status, c.options.Now(), problem
-			b.put(messageKey(out.Peer, out.MessageNo), m)
-			told = append(told, Event{Kind: EventStatus, Peer: out.Peer, Message: m})
-		}
+	told, err := c.settle(ctx, b, out, status, problem)
+	if err == nil {
+		err = b.apply(ctx)
 	}
-	err := b.apply(ctx)
 	c.mu.Unlock()
 	if err != nil {
 		return err
@@ -244,6 +277,26 @@ func (c *Client) finish(ctx context.Context, key string, out outgoing, status St
 		c.emit(ctx, event)
 	}
 	return nil
+}
+
+// settle notes what became of the message of an entry. The caller holds c.mu and
+// applies the batch.
+func (c *Client) settle(ctx context.Context, b *batch, out outgoing, status Status, problem string) ([]Event, error) {
+	if out.MessageNo == 0 {
+		return nil, nil
+	}
+	var m Message
+	key := out.conversation().messageKey(out.MessageNo)
+	known, err := c.box.get(ctx, key, &m)
+	if err != nil || !known || m.Status == StatusRead { // a quick reader may be first
+		return nil, err
+	}
+	m.Status, m.Stored, m.Problem = status, c.options.Now(), problem
+	if out.Sealed != nil {
+		m.Epoch = out.Sealed.Epoch
+	}
+	b.put(key, m)
+	return []Event{{Kind: EventStatus, Peer: out.Peer, Group: out.Group, Message: m}}, nil
 }
 
 // refused decides what an error means for an entry: wait, give it up, or give
@@ -256,6 +309,10 @@ func (c *Client) refused(ctx context.Context, key string, out outgoing, pause ti
 	if errors.Is(err, errHybridGone) || errors.Is(err, errNoKeys) {
 		c.emit(ctx, Event{Kind: EventWaiting, Peer: out.Peer, PeerName: c.nameOf(ctx, out.Peer), Err: err})
 		return pauseWithoutKeys, nil
+	}
+	if errors.As(err, new(*ErrDeliveryProof)) {
+		c.emit(ctx, Event{Kind: EventWaiting, Peer: out.Peer, PeerName: c.nameOf(ctx, out.Peer), Err: err})
+		return pauseUnproven, nil
 	}
 	if !errors.As(err, &answer) {
 		return 0, err
@@ -345,6 +402,10 @@ func (c *Client) ready(ctx context.Context, l *link, p contact) (contact, time.D
 		if p, err = c.begin(ctx, l, p); err != nil {
 			return p, 0, err
 		}
+	} else if p.Anew {
+		if p, err = c.begin(ctx, l, p); err != nil {
+			return p, 0, err
+		}
 	} else if group.old(c.options.Now()) {
 		// Without a key package of theirs the old group must do.
 		if renewed, err := c.begin(ctx, l, p); err == nil {
@@ -411,7 +472,10 @@ func (c *Client) refreshHybrid(ctx context.Context, l *link, p contact) (contact
 	case len(response.HybridPublicKey) == 0:
 		return p, errNoKeys
 	}
-	p, err = c.update(ctx, p.Identity, func(p *contact) { p.Hybrid = response.HybridPublicKey })
+	p, err = c.update(ctx, p.Identity, func(p *contact) {
+		p.Anew = p.Anew || p.Hybrid != nil && !bytes.Equal(p.Hybrid, response.HybridPublicKey)
+		p.Hybrid = response.HybridPublicKey
+	})
 	if err == nil {
 		c.mu.Lock()
 		c.freshHybrid[p.Identity] = true
@@ -420,23 +484,41 @@ func (c *Client) refreshHybrid(ctx context.Context, l *link, p contact) (contact
 	return p, err
 }
 
-// begin makes the MLS group of a conversation and the Welcome for the peer.
-func (c *Client) begin(ctx context.Context, l *link, p contact) (contact, error) {
-	response, err := qpcpb.NewKeyClient(l.rpc).FetchKeyPackages(ctx, &qpcpb.FetchKeyPackagesRequest{IdentityKey: p.Identity[:]})
+// takeKeyPackages takes one key package of each device of a peer, and checks
+// that they are theirs. errNoKeys: there is none.
+func (c *Client) takeKeyPackages(ctx context.Context, l *link, peer rpc.IdentityKey) ([][]byte, error) {
+	response, err := qpcpb.NewKeyClient(l.rpc).FetchKeyPackages(ctx, &qpcpb.FetchKeyPackagesRequest{IdentityKey: peer[:]})
 	if err != nil {
-		return p, err
+		return nil, err
 	}
 	var packages [][]byte
+	devices := make(map[[e2ee.IdentityKeySize]byte]bool)
 	for _, entry := range response.Packages {
 		info, err := e2ee.InspectKeyPackage(entry.Package)
-		if err != nil || rpc.IdentityKey(info.Credential.Identity) != p.Identity {
+		switch {
+		case err != nil || rpc.IdentityKey(info.Credential.Identity) != peer:
 			c.options.Log.Warn("the server gave a key package that is not the peer's", "error", err)
 			continue
+		case info.Credential.Linked && len(entry.DeviceId) > 0 && string(entry.DeviceId) != string(info.Credential.DeviceID[:]):
+			c.options.Log.Warn("the server gave a key package of one device for another")
+			continue
+		case devices[info.Credential.SignatureKey]:
+			continue // MLS takes a device once
 		}
+		devices[info.Credential.SignatureKey] = true
 		packages = append(packages, entry.Package)
 	}
 	if len(packages) == 0 {
-		return p, errNoKeys
+		return nil, errNoKeys
+	}
+	return packages, nil
+}
+
+// begin makes the MLS group of a conversation and the Welcome for the peer.
+func (c *Client) begin(ctx context.Context, l *link, p contact) (contact, error) {
+	packages, err := c.takeKeyPackages(ctx, l, p.Identity)
+	if err != nil {
+		return p, err
 	}
 	mls, err := e2ee.NewGroup(c.device, p.Channel[:])
 	if err != nil {
@@ -463,7 +545,7 @@ func (c *Client) begin(ctx context.Context, l *link, p contact) (contact, error)
 	if p, err = c.contact(ctx, p.Identity); err != nil {
 		return p, err
 	}
-	p.Welcome, p.WelcomeID = payload, id
+	p.Welcome, p.WelcomeID, p.Anew = payload, id, false
 	b := c.box.batch()
 	b.put(contactKey(p.Identity), p)
 	if err := c.adopt(ctx, b, p.Channel, p.Identity, mls); err != nil {

@@ -86,6 +86,10 @@ type Config struct {
 	BlobQuota     int64    // of all blobs together, in bytes
 	PushHosts     []string // hosts that wake-ups may go to, lower case
 
+	// Peers are the servers that this one federates with, from the sections of
+	// type peer in the same UCI file; neither flag nor environment has them.
+	Peers []Peer
+
 	MaxConnections           int
 	MaxConnectionsPerAddress int
 

@@ -30,7 +30,10 @@ func parseArgs(args []string, table []Setting, pass []string) (arguments, []erro
 	out := arguments{section: DefaultSection, values: map[string][]given{}}
 	var problems []error
 	byFlag := map[string]Setting{}
-	known := append([]string{flagConfig, flagSection, flagHelp}, pass...)
+	known := []string{flagConfig, flagSection, flagHelp}
+	for _, f := range pass {
+		known = append(known, strings.TrimSuffix(f, "="))
+	}
 	for _, s := range table {
 		if f := s.Flag(); f != "" {
 			byFlag[f] = s
@@ -53,7 +56,8 @@ func parseArgs(args []string, table []Setting, pass []string) (arguments, []erro
 		}
 		name, value, hasValue := strings.Cut(arg, "=")
 		s, isSetting := byFlag[name]
-		if !isSetting && name != flagConfig && name != flagSection {
+		passed := slices.Contains(pass, name+"=")
+		if !isSetting && !passed && name != flagConfig && name != flagSection {
 			problems = append(problems, fmt.Errorf("flag %s is not known%s; --help lists all", clip(name), suggestion(name, known)))
 			continue
 		}
@@ -64,6 +68,9 @@ func parseArgs(args []string, table []Setting, pass []string) (arguments, []erro
 		case i+1 < len(args) && !strings.HasPrefix(args[i+1], "--"):
 			i++
 			value = args[i]
+		case passed: // the caller knows what is valid
+			out.rest = append(out.rest, name)
+			continue
 		default:
 			valid := "the path of a UCI file"
 			if isSetting {
@@ -75,6 +82,8 @@ func parseArgs(args []string, table []Setting, pass []string) (arguments, []erro
 			continue
 		}
 		switch {
+		case passed:
+			out.rest = append(out.rest, name+"="+value)
 		case name == flagConfig && value == "":
 			problems = append(problems, fmt.Errorf("flag %s: \"\" is empty; valid is the path of a UCI file", name))
 		case name == flagConfig:

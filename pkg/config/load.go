@@ -19,8 +19,9 @@ type Sources struct {
 	// Environ is the environment as os.Environ gives it. An empty variable
 	// counts as absent.
 	Environ []string
-	// Pass names flags (with their dashes) that take no value and that the
-	// caller handles itself: they are handed back among the rest.
+	// Pass names flags (with their dashes) that the caller handles itself: they
+	// are handed back among the rest. One with "=" at its end takes a value and
+	// comes back as one argument, --flag=value, or bare when the value is missing.
 	Pass []string
 
 	// DefaultUCI replaces DefaultUCIPath.
@@ -76,6 +77,9 @@ func Load(src Sources) (*Config, []string, error) {
 			values = fromUCI[s.Name]
 		}
 		problems = append(problems, c.apply(s, values, hostname)...)
+	}
+	if file != nil {
+		problems = append(problems, c.peersFrom(file, args.section)...)
 	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, args.rest, err

@@ -86,8 +86,14 @@ func (c *Config) WriteEffective(w io.Writer) error {
 	for _, e := range c.effective {
 		fmt.Fprintf(tw, "%s\t%s\t%s\n", e.Name, strings.Join(e.Values, ", "), e.Origin)
 	}
+	for _, p := range c.Peers {
+		fmt.Fprintf(tw, "peer\t%s at %s\t%s\n", p.Domain, p.Address, p.Origin)
+	}
 	return tw.Flush()
 }
+
+// peerDoc heads the peers in the documentation and the example.
+const peerDoc = "A section of type peer names another server to federate with: its users and yours write to each other as user@domain. Both owners enter each other's server. `qpcd peers add` does the same while the server runs; a peer that stands in this file can only be removed here. For a conversation of several people, the servers of all of them must be each other's peers."
 
 // WriteDefaultUCI writes the file that the package installs as
 // /etc/config/qpcd: what a router sets, and the rest as comments. It is run at
@@ -116,6 +122,11 @@ func WriteDefaultUCI(w io.Writer) error {
 		for _, v := range values {
 			fmt.Fprintf(&b, "%s%s %s '%s'\n", prefix, keyword, s.Name, strings.ReplaceAll(v, "'", `'\''`))
 		}
+	}
+	b.WriteString("\n" + wrap(peerDoc, "# ") + "#\n#config " + peerType + " 'friends'\n")
+	for _, o := range peerOptions() {
+		b.WriteString("#\n" + wrap(o.doc, "#\t# ") + wrap("Valid: "+o.valid+".", "#\t# "))
+		fmt.Fprintf(&b, "#\toption %s '%s'\n", o.name, o.example)
 	}
 	_, err := w.Write(b.Bytes())
 	return err
@@ -151,6 +162,16 @@ func WriteMarkdown(w io.Writer) error {
 			fmt.Fprintf(&b, "- flag: `%s`%s\n- environment: `%s`%s\n", s.Flag(), map[bool]string{true: ", may be repeated"}[s.List], s.Env(), separated)
 		}
 		fmt.Fprintf(&b, "- default: %s\n- valid: %s\n", s.defaultText(), s.Valid)
+	}
+	b.WriteString("\n# Peers\n\n" + wrap(peerDoc, "") + "\n```\nconfig " + peerType + " 'friends'\n")
+	for _, o := range peerOptions() {
+		if o.needed {
+			fmt.Fprintf(&b, "\toption %s '%s'\n", o.name, o.example)
+		}
+	}
+	b.WriteString("```\n")
+	for _, o := range peerOptions() {
+		fmt.Fprintf(&b, "\n## peer: %s\n\n%s\n- UCI: `option %s`\n- valid: %s\n", o.name, wrap(o.doc, ""), o.name, o.valid)
 	}
 	_, err := w.Write(b.Bytes())
 	return err

@@ -14,8 +14,20 @@ import (
 // proposal that waits. commit goes to the members, welcome to each added one.
 // The randomness is that of the operating system, as mls-go takes no other.
 func (g *Group) Add(keyPackages [][]byte) (commit, welcome []byte, err error) {
-	if len(keyPackages) == 0 || len(keyPackages) > MaxMembers {
-		return nil, nil, fmt.Errorf("adding %d key packages: %w", len(keyPackages), ErrMalformed)
+	if len(keyPackages) == 0 {
+		return nil, nil, fmt.Errorf("adding nobody: %w", ErrMalformed)
+	}
+	added, err := g.newcomers(keyPackages)
+	if err != nil {
+		return nil, nil, err
+	}
+	return g.stage(added, nil)
+}
+
+// newcomers checks key packages against each other and against the members.
+func (g *Group) newcomers(keyPackages [][]byte) ([]*keypackages.KeyPackage, error) {
+	if len(keyPackages) > MaxMembers {
+		return nil, fmt.Errorf("adding %d key packages: %w", len(keyPackages), ErrMalformed)
 	}
 	added := make([]*keypackages.KeyPackage, len(keyPackages))
 	devices := map[[IdentityKeySize]byte]bool{}
@@ -25,24 +37,42 @@ func (g *Group) Add(keyPackages [][]byte) (commit, welcome []byte, err error) {
 	for i, public := range keyPackages {
 		kp, info, err := checkKeyPackage(public)
 		if err != nil {
-			return nil, nil, fmt.Errorf("adding member %d: %w", i, err)
+			return nil, fmt.Errorf("adding member %d: %w", i, err)
 		}
 		if devices[info.Credential.SignatureKey] {
-			return nil, nil, fmt.Errorf("adding %s: %w", info.Credential.Identity, ErrAlreadyMember)
+			return nil, fmt.Errorf("adding %s: %w", info.Credential.Identity, ErrAlreadyMember)
 		}
 		devices[info.Credential.SignatureKey] = true
 		added[i] = kp
 	}
 	if len(devices) > MaxMembers {
-		return nil, nil, fmt.Errorf("%d members, the limit is %d: %w", len(devices), MaxMembers, ErrNotAllowed)
+		return nil, fmt.Errorf("%d members, the limit is %d: %w", len(devices), MaxMembers, ErrNotAllowed)
 	}
-	return g.stage(added, nil)
+	return added, nil
 }
 
-// Remove stages a commit that removes every device of the given users, and
-// commits every proposal that waits. ErrNotMember when one of them is not here;
-// ErrNotAllowed for ourselves (see ProposeSelfRemove, RemoveDevice).
-func (g *Group) Remove(users ...IdentityKey) ([]byte, error) {
+// Change stages one commit that adds the owners of key packages and removes
+// every device of the given users, and commits every proposal that waits. With
+// neither it only renews our keys, like Refresh. The errors are those of Add,
+// Remove and Refresh. mls-go does not add a device that the same commit removes:
+// who is to come anew is removed first, and added by the next commit.
+func (g *Group) Change(keyPackages [][]byte, users []IdentityKey) (commit, welcome []byte, err error) {
+	added, err := g.newcomers(keyPackages)
+	if err != nil {
+		return nil, nil, err
+	}
+	removed, err := g.leavesOf(users)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(added) == 0 && len(g.current().roster) < 2 {
+		return nil, nil, fmt.Errorf("refreshing group %x: %w", g.id, ErrAlone)
+	}
+	return g.stage(added, removed)
+}
+
+// leavesOf lists every leaf of the given users.
+func (g *Group) leavesOf(users []IdentityKey) ([]uint32, error) {
 	var leaves []uint32
 	for _, user := range users {
 		if user == g.device.who.Identity {
@@ -53,6 +83,18 @@ func (g *Group) Remove(users ...IdentityKey) ([]byte, error) {
 			return nil, fmt.Errorf("removing %s: %w", user, ErrNotMember)
 		}
 		leaves = append(leaves, found...)
+	}
+	slices.Sort(leaves)
+	return slices.Compact(leaves), nil
+}
+
+// Remove stages a commit that removes every device of the given users, and
+// commits every proposal that waits. ErrNotMember when one of them is not here;
+// ErrNotAllowed for ourselves (see ProposeSelfRemove, RemoveDevice).
+func (g *Group) Remove(users ...IdentityKey) ([]byte, error) {
+	leaves, err := g.leavesOf(users)
+	if err != nil {
+		return nil, err
 	}
 	return g.stageRemoval(leaves)
 }

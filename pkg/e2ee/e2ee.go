@@ -41,7 +41,7 @@
 // docs/security.md should find the same list there.
 //
 //   - Forward secrecy is per epoch, not per message. The state keeps the epoch's
-//     encryption secret, and that of maxPastEpochs older epochs: who steals it
+//     encryption secret, and that of PastEpochs older epochs: who steals it
 //     (and the password of the vault) can read every message that was sent in
 //     them, also those already read. Refresh begins a new epoch.
 //   - Secrets are not reliably wiped from memory: mls-go keeps copies, and its
@@ -81,10 +81,11 @@ const (
 	// server delivers each queue in order, so gaps are rare. 8 bytes each.
 	maxGaps = 16
 
-	// maxPastEpochs is how many epochs before the current one can still be read:
-	// a message sent just before a commit was accepted arrives after it. Each
-	// costs forward secrecy and about 400 stored bytes in a direct chat.
-	maxPastEpochs = 2
+	// PastEpochs is how many epochs before the current one can still be read: a
+	// message sent just before a commit was accepted arrives after it, and in a
+	// group several members may commit before it does. Each costs forward secrecy
+	// and about 50 stored bytes for each member. A direct chat has one epoch.
+	PastEpochs = 5
 
 	// maxProposals is how many proposals may wait for a commit in one epoch.
 	maxProposals = 64

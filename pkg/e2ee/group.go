@@ -32,7 +32,7 @@ type Group struct {
 	device    *Device
 	id        []byte
 	core      []byte       // state of mls-go at the current epoch
-	epochs    []*epochKeys // current first, then at most maxPastEpochs older ones
+	epochs    []*epochKeys // current first, then at most PastEpochs older ones
 	pending   *pendingCommit
 	proposals uint8 // how many wait for a commit in the current epoch
 	removed   bool
@@ -191,6 +191,14 @@ func (g *Group) Encrypt(message []byte) ([]byte, error) {
 	return out, nil
 }
 
+// ProposalsWait reports whether proposals of other programs wait for a commit:
+// Encrypt refuses until somebody makes one.
+func (g *Group) ProposalsWait() bool { return g.proposals > 0 }
+
+// IsHandshake reports whether a message is a commit or proposal as this package
+// makes them.
+func IsHandshake(message []byte) bool { return bytes.HasPrefix(message, publicMessageHeader) }
+
 // Process reads an MLSMessage from the group: an application message, a commit or
 // a proposal. Store the group and what the event means together. An error leaves
 // the group as it was; which of them means what is with the sentinels.
@@ -296,8 +304,8 @@ func (g *Group) enter(core []byte, next *epochKeys) *Event {
 	event.Added = missing(next.roster, before.roster)
 	event.Removed = missing(before.roster, next.roster)
 	g.epochs = slices.Insert(g.epochs, 0, next)
-	if len(g.epochs) > 1+maxPastEpochs {
-		g.epochs = g.epochs[:1+maxPastEpochs]
+	if len(g.epochs) > 1+PastEpochs {
+		g.epochs = g.epochs[:1+PastEpochs]
 	}
 	g.core, g.pending, g.proposals = core, nil, 0
 	return event

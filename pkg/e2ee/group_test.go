@@ -140,7 +140,8 @@ func TestCrashBeforeStore(t *testing.T) {
 func TestLateAcrossEpochs(t *testing.T) {
 	alice, bob := pair(t)
 	var late [][]byte
-	for i := range 6 {
+	const epochs, forgotten = e2ee.PastEpochs + 4, 4
+	for i := range epochs {
 		late = append(late, alice.sends(fmt.Sprint("epoch ", i)))
 		bobsCommit := bob.refreshes()
 		early := bob.sends("early")
@@ -154,7 +155,7 @@ func TestLateAcrossEpochs(t *testing.T) {
 		}
 	}
 	for i, m := range late {
-		if i < 4 {
+		if i < forgotten {
 			if _, err := bob.load().Process(m); !errors.Is(err, e2ee.ErrPastEpoch) {
 				t.Fatalf("message %d of a forgotten epoch: %v", i, err)
 			}

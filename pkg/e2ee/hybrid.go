@@ -1,8 +1,10 @@
 package e2ee
 
 import (
+	"bytes"
 	"crypto/hkdf"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 
@@ -84,6 +86,24 @@ func SealHybrid(random io.Reader, publicKey []byte, recipient IdentityKey, plain
 	out = append(out, kem[:mlkemCiphertext]...)
 	out = append(out, nonce...)
 	return aead.Seal(out, nonce, plaintext, recipient[:]), nil
+}
+
+// SealHybridRepeatably is SealHybrid with randomness drawn from a secret seed:
+// the same arguments give the same envelope, so that a sender need not store the
+// envelopes of all members of a group to send them once more. The draw depends
+// on every argument, so that one seed serves any number of recipients and
+// messages, and no two of them share a key or a nonce.
+func SealHybridRepeatably(seed [SeedSize]byte, publicKey []byte, recipient IdentityKey, plaintext []byte) ([]byte, error) {
+	h := sha256.New()
+	for _, part := range [][]byte{publicKey, recipient[:], plaintext} {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
+		h.Write(part)
+	}
+	fresh, err := hkdf.Key(sha256.New, seed[:], h.Sum(nil), labelRepeatable, xwingEncapsulation+chacha20poly1305.NonceSize)
+	if err != nil {
+		return nil, fmt.Errorf("deriving a hybrid envelope: %w", err)
+	}
+	return SealHybrid(bytes.NewReader(fresh), publicKey, recipient, plaintext)
 }
 
 // Open decrypts an envelope that was sealed for this key and recipient.

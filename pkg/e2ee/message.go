@@ -18,7 +18,7 @@ import (
 //	06 Edit         ref16 len16 text
 //	07 Delete       ref16
 //	08 FileRef      blob32 len16 name size64 len16 mime
-//	09 Dummy        anything
+//	09 Dummy        anything, or one tag 6 alone
 //
 // id16, ref16 and blob32 are that many bytes; len8, len16 and size64 are
 // big-endian numbers of that many bits. A tag is tag8 len16 value.
@@ -81,6 +81,7 @@ const (
 	tagFileKey   = 3 // 32 bytes
 	tagThumbnail = 4
 	tagPart      = 5 // u8
+	tagGroupNote = 6 // u8 kind and its body; in a Dummy alone, see GroupNote
 )
 
 // Part says how a text that is longer than one message is spread over several.
@@ -134,6 +135,9 @@ type Message struct {
 	Thumbnail []byte    // small picture, nil without; at most MaxThumbnail bytes.
 	Part      Part      // Chat, Reply, Edit: see Part.
 
+	// Note is what a Dummy says to the program of another member, nil for none.
+	Note *GroupNote
+
 	// Unsupported holds everything after the type byte when Type is none of the
 	// types above.
 	Unsupported []byte
@@ -170,7 +174,10 @@ func (m *Message) Encode() ([]byte, error) {
 		e.buf = binary.BigEndian.AppendUint64(e.buf, m.Size)
 		e.text("media type", m.MIME)
 	case TypeDummy:
-		return e.buf, nil
+		if m.Note != nil {
+			e.note(m.Note)
+		}
+		return e.buf, e.err
 	}
 	if m.SentAtMS != 0 {
 		e.tag(tagSentAt, binary.BigEndian.AppendUint64(nil, m.SentAtMS))
@@ -236,7 +243,8 @@ func DecodeMessage(data []byte) (*Message, error) {
 		m.Size = d.number(8)
 		m.MIME = d.text()
 	case TypeDummy:
-		return m, nil // its content means nothing
+		m.Note = decodeNote(data[2:]) // anything else in it means nothing
+		return m, nil
 	}
 	if !d.bad {
 		d.tags(m)

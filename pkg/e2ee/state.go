@@ -108,7 +108,7 @@ func (g *Group) unmarshalGroup(blob []byte) error {
 		return fmt.Errorf("version %d, want %d", version, stateVersion)
 	}
 	g.id, g.removed, g.proposals, g.core = d.vector(), d.bool(), d.u8(), d.vector()
-	for range d.count(1 + maxPastEpochs) {
+	for range d.count(1 + PastEpochs) {
 		g.epochs = append(g.epochs, unmarshalStatic(d))
 	}
 	if d.bool() {
@@ -144,7 +144,7 @@ func (g *Group) unmarshalKeys(blob []byte) error {
 	if version := d.u8(); d.err == nil && version != stateVersion {
 		return fmt.Errorf("version %d, want %d", version, stateVersion)
 	}
-	if n := d.count(1 + maxPastEpochs); d.err == nil && n != len(g.epochs) {
+	if n := d.count(1 + PastEpochs); d.err == nil && n != len(g.epochs) {
 		return fmt.Errorf("%d epochs, but the group state has %d", n, len(g.epochs))
 	}
 	for _, k := range g.epochs {

@@ -46,8 +46,15 @@ func newRegistration(c config, rand io.Reader, password []byte) (*Registration, 
 // as long as Argon2id does. The error is [ErrMalformed] for a bad response. The
 // registration is used up either way, and its password wiped.
 func (r *Registration) Finish(response []byte) (upload, exportKey []byte, err error) {
+	upload, exportKey, passwordKey, err := r.FinishKeeping(response)
+	clear(passwordKey)
+	return upload, exportKey, err
+}
+
+// FinishKeeping is Finish that returns the password key too.
+func (r *Registration) FinishKeeping(response []byte) (upload, exportKey []byte, passwordKey PasswordKey, err error) {
 	if r.oprf == nil {
-		return nil, nil, errUsed
+		return nil, nil, nil, errUsed
 	}
 	data := r.oprf
 	r.oprf = nil
@@ -55,23 +62,23 @@ func (r *Registration) Finish(response []byte) (upload, exportKey []byte, err er
 
 	m, err := parseRegistrationResponse(response)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	randomized, err := r.config.randomizedPassword(data, m.evaluated)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	defer clear(randomized)
 	creds, err := r.config.derive(randomized, r.envelopeNonce, m.serverPublicKey)
 	if err != nil {
-		return nil, nil, err
+		clear(randomized)
+		return nil, nil, nil, err
 	}
 	upload = make([]byte, 0, RegistrationUploadLength)
 	upload = append(upload, creds.publicKey...)
 	upload = append(upload, expand(randomized, nil, labelMaskingKey, hashLength)...)
 	upload = append(upload, r.envelopeNonce...)
 	upload = append(upload, creds.tag...)
-	return upload, creds.exportKey, nil
+	return upload, creds.exportKey, randomized, nil
 }
 
 // Login is the client's half of one login, between KE1 and KE3. It holds the
@@ -79,6 +86,7 @@ func (r *Registration) Finish(response []byte) (upload, exportKey []byte, err er
 type Login struct {
 	config   config
 	password []byte
+	known    PasswordKey // in place of the password
 	oprf     *oprf.FinalizeData
 	keyShare group.Scalar
 	ke1      []byte
@@ -122,8 +130,23 @@ func newLogin(c config, rand io.Reader, password []byte) (*Login, []byte, error)
 // wrong server, and [ErrMalformed] for a bad KE2; no key is returned then. The
 // login is used up either way, and its password wiped.
 func (l *Login) Finish(ke2 []byte) (ke3, sessionKey, exportKey, serverPublicKey []byte, err error) {
+	ke3, sessionKey, exportKey, serverPublicKey, passwordKey, err := l.finish(ke2)
+	clear(passwordKey)
+	return ke3, sessionKey, exportKey, serverPublicKey, err
+}
+
+// FinishKeeping is Finish that returns the password key too, and not the other
+// keys.
+func (l *Login) FinishKeeping(ke2 []byte) (ke3 []byte, passwordKey PasswordKey, err error) {
+	ke3, sessionKey, exportKey, _, passwordKey, err := l.finish(ke2)
+	clear(sessionKey)
+	clear(exportKey)
+	return ke3, passwordKey, err
+}
+
+func (l *Login) finish(ke2 []byte) (ke3, sessionKey, exportKey, serverPublicKey []byte, passwordKey PasswordKey, err error) {
 	if l.oprf == nil {
-		return nil, nil, nil, nil, errUsed
+		return nil, nil, nil, nil, nil, errUsed
 	}
 	data, keyShare := l.oprf, l.keyShare
 	l.oprf, l.keyShare = nil, nil
@@ -131,29 +154,35 @@ func (l *Login) Finish(ke2 []byte) (ke3, sessionKey, exportKey, serverPublicKey 
 
 	m, err := parseKE2(ke2)
 	if err != nil {
-		return nil, nil, nil, nil, err
+		return nil, nil, nil, nil, nil, err
 	}
 
 	// Recover the credentials (section 6.3.2.3). With a wrong password what is
 	// unmasked is noise; the envelope's tag is what tells.
-	randomized, err := l.config.randomizedPassword(data, m.evaluated)
-	if err != nil {
-		return nil, nil, nil, nil, err
+	randomized := []byte(l.known)
+	if randomized == nil {
+		if randomized, err = l.config.randomizedPassword(data, m.evaluated); err != nil {
+			return nil, nil, nil, nil, nil, err
+		}
 	}
-	defer clear(randomized)
+	defer func() {
+		if err != nil {
+			clear(randomized)
+		}
+	}()
 	maskingKey := expand(randomized, nil, labelMaskingKey, hashLength)
 	defer clear(maskingKey)
 	unmasked := applyMask(maskingKey, m.maskingNonce, m.maskedResponse)
 	serverPublicKey, envelope := unmasked[:elementLength:elementLength], unmasked[elementLength:]
 	creds, err := l.config.recoverCredentials(randomized, serverPublicKey, envelope)
 	if err != nil {
-		return nil, nil, nil, nil, err
+		return nil, nil, nil, nil, nil, err
 	}
 	serverKey, err := decodeElement("server public key", serverPublicKey)
 	if err != nil {
 		// The tag holds, so the client itself once sealed this key: it would
 		// have to be another implementation that did not check it.
-		return nil, nil, nil, nil, fmt.Errorf("%w: the account is bound to an invalid server key", ErrAuthentication)
+		return nil, nil, nil, nil, nil, fmt.Errorf("%w: the account is bound to an invalid server key", ErrAuthentication)
 	}
 
 	// Finish the key exchange (section 6.4.3).
@@ -167,9 +196,9 @@ func (l *Login) Finish(ke2 []byte) (ke3, sessionKey, exportKey, serverPublicKey 
 		clear(result.sessionKey)
 		clear(result.clientMAC)
 		clear(creds.exportKey)
-		return nil, nil, nil, nil, ErrAuthentication
+		return nil, nil, nil, nil, nil, ErrAuthentication
 	}
-	return result.clientMAC, result.sessionKey, creds.exportKey, bytes.Clone(serverPublicKey), nil
+	return result.clientMAC, result.sessionKey, creds.exportKey, bytes.Clone(serverPublicKey), randomized, nil
 }
 
 // startOPRF blinds a copy of the password with a fresh scalar.

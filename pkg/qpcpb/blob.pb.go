@@ -22,12 +22,14 @@ const (
 )
 
 type UploadBlobRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	BlobHash      []byte                 `protobuf:"bytes,1,opt,name=blob_hash,json=blobHash,proto3" json:"blob_hash,omitempty"` // SHA-256, 32 bytes
-	Chunk         []byte                 `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`                       // at most 256 KiB; empty asks for next_offset
-	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
-	TotalSize     uint64                 `protobuf:"varint,4,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
-	MimeType      string                 `protobuf:"bytes,5,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	BlobHash  []byte                 `protobuf:"bytes,1,opt,name=blob_hash,json=blobHash,proto3" json:"blob_hash,omitempty"`     // SHA-256 of the whole, 32 bytes
+	Chunk     []byte                 `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`                           // at most 256 KiB; empty asks for next_offset
+	Offset    uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`                        // where the chunk begins; nothing when it is empty
+	TotalSize uint64                 `protobuf:"varint,4,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"` // 1 byte to 50 MiB, the same in every chunk
+	// At most 255 printable ASCII characters; that of the first chunk counts.
+	// Empty is application/octet-stream, which is what clients send.
+	MimeType      string `protobuf:"bytes,5,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,8 +101,8 @@ func (x *UploadBlobRequest) GetMimeType() string {
 
 type UploadBlobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	BlobId        []byte                 `protobuf:"bytes,1,opt,name=blob_id,json=blobId,proto3" json:"blob_id,omitempty"` // the hash, once the blob is whole
-	NextOffset    uint64                 `protobuf:"varint,100,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
+	BlobId        []byte                 `protobuf:"bytes,1,opt,name=blob_id,json=blobId,proto3" json:"blob_id,omitempty"`                // the hash, once the blob is whole
+	NextOffset    uint64                 `protobuf:"varint,100,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"` // how much is stored
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -151,9 +153,9 @@ func (x *UploadBlobResponse) GetNextOffset() uint64 {
 
 type DownloadBlobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	BlobId        []byte                 `protobuf:"bytes,1,opt,name=blob_id,json=blobId,proto3" json:"blob_id,omitempty"`
-	Offset        uint64                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
-	Length        uint32                 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
+	BlobId        []byte                 `protobuf:"bytes,1,opt,name=blob_id,json=blobId,proto3" json:"blob_id,omitempty"` // 32 bytes
+	Offset        uint64                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`              // up to total_size, where the chunk is empty
+	Length        uint32                 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`              // at most; 0, or more than 256 KiB, is 256 KiB
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -213,7 +215,7 @@ type DownloadBlobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
 	TotalSize     uint64                 `protobuf:"varint,2,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
-	MimeType      string                 `protobuf:"bytes,3,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	MimeType      string                 `protobuf:"bytes,3,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"` // as its first uploader said; trust it no further
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -293,11 +295,11 @@ const file_qpc_v1_blob_proto_rawDesc = "" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\x12\x1d\n" +
 	"\n" +
 	"total_size\x18\x02 \x01(\x04R\ttotalSize\x12\x1b\n" +
-	"\tmime_type\x18\x03 \x01(\tR\bmimeType2\xb6\x01\n" +
-	"\vBlobService\x12N\n" +
+	"\tmime_type\x18\x03 \x01(\tR\bmimeType2\xb1\x03\n" +
+	"\vBlobService\x12\xae\x02\n" +
 	"\n" +
-	"UploadBlob\x12\x19.qpc.v1.UploadBlobRequest\x1a\x1a.qpc.v1.UploadBlobResponse\"\t\xa2\xbb\x18\x05\b\xd8\x04\x10\x02\x12W\n" +
-	"\fDownloadBlob\x12\x1b.qpc.v1.DownloadBlobRequest\x1a\x1c.qpc.v1.DownloadBlobResponse\"\f\xa2\xbb\x18\x05\b\xd9\x04\x10\x02\x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"UploadBlob\x12\x19.qpc.v1.UploadBlobRequest\x1a\x1a.qpc.v1.UploadBlobResponse\"\xe8\x01\xa2\xbb\x18\xe3\x01\b\xd8\x04\x10\x02\x18x \x80\x88\x10*\x04*)%\x172\xcf\x01Chunks of 256 KiB; 50 MiB a blob; 64 MiB, 1,024 blobs and 8 unfinished uploads an identity; `blob_quota` in all; 100 chunks a second, 1,000 at once; kept for 30 days, unfinished for one after the last chunk.\x12q\n" +
+	"\fDownloadBlob\x12\x1b.qpc.v1.DownloadBlobRequest\x1a\x1c.qpc.v1.DownloadBlobResponse\"&\xa2\xbb\x18\x1f\b\xd9\x04\x10\x02 \x80 *\x01\x122\x12256 KiB an answer.\x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_blob_proto_rawDescOnce sync.Once

@@ -599,7 +599,7 @@ func (x *DiagnoseResponse) GetFindings() []*Finding {
 
 type Finding struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Check         string                 `protobuf:"bytes,1,opt,name=check,proto3" json:"check,omitempty"`   // disk, clock, ports, buffers, certificate, database, memory
+	Check         string                 `protobuf:"bytes,1,opt,name=check,proto3" json:"check,omitempty"`   // disk, ports, certificate, database, connections
 	Level         string                 `protobuf:"bytes,2,opt,name=level,proto3" json:"level,omitempty"`   // ok, warning or error
 	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"` // what was found
 	Advice        string                 `protobuf:"bytes,4,opt,name=advice,proto3" json:"advice,omitempty"` // what to do; empty when level is ok
@@ -1423,7 +1423,7 @@ func (x *CreateInviteResponse) GetLink() string {
 
 type Invite struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // names it in the list; tells nothing of the code
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // 8 hex digits; names it in the list, and tells nothing of the code
 	Note          string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
 	CreatedAt     int64                  `protobuf:"varint,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"` // Unix seconds
 	ExpiresAt     int64                  `protobuf:"varint,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // Unix seconds
@@ -2295,7 +2295,10 @@ type PrepareBackupResponse struct {
 	BlobDir       string                 `protobuf:"bytes,2,opt,name=blob_dir,json=blobDir,proto3" json:"blob_dir,omitempty"` // path of the blobs
 	Certificate   string                 `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`        // paths of the two files
 	Key           string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"` // of all together
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`   // of all together
+	Schema        uint32                 `protobuf:"varint,6,opt,name=schema,proto3" json:"schema,omitempty"` // number of the database's newest migration
+	ServerName    string                 `protobuf:"bytes,7,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"` // of the server
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2365,6 +2368,27 @@ func (x *PrepareBackupResponse) GetBytes() uint64 {
 	return 0
 }
 
+func (x *PrepareBackupResponse) GetSchema() uint32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *PrepareBackupResponse) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *PrepareBackupResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
 type FinishBackupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Database      string                 `protobuf:"bytes,1,opt,name=database,proto3" json:"database,omitempty"` // as PrepareBackup answered it
@@ -2411,7 +2435,7 @@ func (x *FinishBackupRequest) GetDatabase() string {
 
 type FinishBackupResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"` // false: that copy was gone already
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2718,13 +2742,17 @@ const file_qpc_v1_control_proto_rawDesc = "" +
 	"\ttree_size\x18\x01 \x01(\x04R\btreeSize\x12\x1b\n" +
 	"\troot_hash\x18\x02 \x01(\fR\brootHash\x12\x1a\n" +
 	"\bproblems\x18\x03 \x03(\tR\bproblems\"\x16\n" +
-	"\x14PrepareBackupRequest\"\x98\x01\n" +
+	"\x14PrepareBackupRequest\"\xeb\x01\n" +
 	"\x15PrepareBackupResponse\x12\x1a\n" +
 	"\bdatabase\x18\x01 \x01(\tR\bdatabase\x12\x19\n" +
 	"\bblob_dir\x18\x02 \x01(\tR\ablobDir\x12 \n" +
 	"\vcertificate\x18\x03 \x01(\tR\vcertificate\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"1\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06schema\x18\x06 \x01(\rR\x06schema\x12\x1f\n" +
+	"\vserver_name\x18\a \x01(\tR\n" +
+	"serverName\x12\x18\n" +
+	"\aversion\x18\b \x01(\tR\aversion\"1\n" +
 	"\x13FinishBackupRequest\x12\x1a\n" +
 	"\bdatabase\x18\x01 \x01(\tR\bdatabase\"0\n" +
 	"\x14FinishBackupResponse\x12\x18\n" +
@@ -2733,27 +2761,27 @@ const file_qpc_v1_control_proto_rawDesc = "" +
 	"\x19RotateCertificateResponse\x12\x17\n" +
 	"\aold_pin\x18\x01 \x01(\tR\x06oldPin\x12\x17\n" +
 	"\anew_pin\x18\x02 \x01(\tR\x06newPin\x12\x1b\n" +
-	"\tnot_after\x18\x03 \x01(\x03R\bnotAfter2\x93\f\n" +
-	"\x0eControlService\x12N\n" +
-	"\tGetStatus\x12\x18.qpc.v1.GetStatusRequest\x1a\x19.qpc.v1.GetStatusResponse\"\f\xa2\xbb\x18\x05\b\xcc\b\x10\x05\x90\x02\x01\x12K\n" +
-	"\bDiagnose\x12\x17.qpc.v1.DiagnoseRequest\x1a\x18.qpc.v1.DiagnoseResponse\"\f\xa2\xbb\x18\x05\b\xcd\b\x10\x05\x90\x02\x01\x12W\n" +
-	"\fListAccounts\x12\x1b.qpc.v1.ListAccountsRequest\x1a\x1c.qpc.v1.ListAccountsResponse\"\f\xa2\xbb\x18\x05\b\xd6\b\x10\x05\x90\x02\x01\x12Q\n" +
+	"\tnot_after\x18\x03 \x01(\x03R\bnotAfter2\xe4\x11\n" +
+	"\x0eControlService\x12z\n" +
+	"\tGetStatus\x12\x18.qpc.v1.GetStatusRequest\x1a\x19.qpc.v1.GetStatusResponse\"8\xa2\xbb\x181\b\xcc\b\x10\x05 @2(Totals of the queues are up to 10 s old.\x90\x02\x01\x12M\n" +
+	"\bDiagnose\x12\x17.qpc.v1.DiagnoseRequest\x1a\x18.qpc.v1.DiagnoseResponse\"\x0e\xa2\xbb\x18\a\b\xcd\b\x10\x05 @\x90\x02\x01\x12s\n" +
+	"\fListAccounts\x12\x1b.qpc.v1.ListAccountsRequest\x1a\x1c.qpc.v1.ListAccountsResponse\"(\xa2\xbb\x18!\b\xd6\b\x10\x05 \x80\b2\x17500 accounts an answer.\x90\x02\x01\x12X\n" +
 	"\n" +
-	"GetAccount\x12\x19.qpc.v1.GetAccountRequest\x1a\x1a.qpc.v1.GetAccountResponse\"\f\xa2\xbb\x18\x05\b\xd7\b\x10\x05\x90\x02\x01\x12W\n" +
-	"\rRemoveAccount\x12\x1c.qpc.v1.RemoveAccountRequest\x1a\x1d.qpc.v1.RemoveAccountResponse\"\t\xa2\xbb\x18\x05\b\xd8\b\x10\x05\x12W\n" +
-	"\rResetPassword\x12\x1c.qpc.v1.ResetPasswordRequest\x1a\x1d.qpc.v1.ResetPasswordResponse\"\t\xa2\xbb\x18\x05\b\xd9\b\x10\x05\x12i\n" +
-	"\x13RemoveAccountDevice\x12\".qpc.v1.RemoveAccountDeviceRequest\x1a#.qpc.v1.RemoveAccountDeviceResponse\"\t\xa2\xbb\x18\x05\b\xda\b\x10\x05\x12T\n" +
-	"\fCreateInvite\x12\x1b.qpc.v1.CreateInviteRequest\x1a\x1c.qpc.v1.CreateInviteResponse\"\t\xa2\xbb\x18\x05\b\xe0\b\x10\x05\x12T\n" +
-	"\vListInvites\x12\x1a.qpc.v1.ListInvitesRequest\x1a\x1b.qpc.v1.ListInvitesResponse\"\f\xa2\xbb\x18\x05\b\xe1\b\x10\x05\x90\x02\x01\x12T\n" +
-	"\fRevokeInvite\x12\x1b.qpc.v1.RevokeInviteRequest\x1a\x1c.qpc.v1.RevokeInviteResponse\"\t\xa2\xbb\x18\x05\b\xe2\b\x10\x05\x12E\n" +
-	"\aAddPeer\x12\x16.qpc.v1.AddPeerRequest\x1a\x17.qpc.v1.AddPeerResponse\"\t\xa2\xbb\x18\x05\b\xf4\b\x10\x05\x12N\n" +
-	"\tListPeers\x12\x18.qpc.v1.ListPeersRequest\x1a\x19.qpc.v1.ListPeersResponse\"\f\xa2\xbb\x18\x05\b\xf5\b\x10\x05\x90\x02\x01\x12N\n" +
+	"GetAccount\x12\x19.qpc.v1.GetAccountRequest\x1a\x1a.qpc.v1.GetAccountResponse\"\x13\xa2\xbb\x18\f\b\xd7\b\x10\x05 \x80\b*\x02\x03\x10\x90\x02\x01\x12\x8f\x01\n" +
+	"\rRemoveAccount\x12\x1c.qpc.v1.RemoveAccountRequest\x1a\x1d.qpc.v1.RemoveAccountResponse\"A\xa2\xbb\x18=\b\xd8\b\x10\x05 \x80\b*\x03\x03\x10\x1e2.The name rests for 30 days unless it is freed.\x12\xaa\x01\n" +
+	"\rResetPassword\x12\x1c.qpc.v1.ResetPasswordRequest\x1a\x1d.qpc.v1.ResetPasswordResponse\"\\\xa2\xbb\x18X\b\xd9\b\x10\x05 \x80\b*\x04\x02\x03\x10%2HOne code an account, for a day unless asked otherwise, 365 days at most.\x12r\n" +
+	"\x13RemoveAccountDevice\x12\".qpc.v1.RemoveAccountDeviceRequest\x1a#.qpc.v1.RemoveAccountDeviceResponse\"\x12\xa2\xbb\x18\x0e\b\xda\b\x10\x05 \x80\b*\x04\x02\x03\x10\x13\x12\xbc\x01\n" +
+	"\fCreateInvite\x12\x1b.qpc.v1.CreateInviteRequest\x1a\x1c.qpc.v1.CreateInviteResponse\"q\xa2\xbb\x18m\b\xe0\b\x10\x05 \x80\b*\x02\x02%2_256 codes open, for 7 days unless asked otherwise, 365 days at most; a note has 100 characters.\x12V\n" +
+	"\vListInvites\x12\x1a.qpc.v1.ListInvitesRequest\x1a\x1b.qpc.v1.ListInvitesResponse\"\x0e\xa2\xbb\x18\a\b\xe1\b\x10\x05 @\x90\x02\x01\x12Z\n" +
+	"\fRevokeInvite\x12\x1b.qpc.v1.RevokeInviteRequest\x1a\x1c.qpc.v1.RevokeInviteResponse\"\x0f\xa2\xbb\x18\v\b\xe2\b\x10\x05 \x80\b*\x016\x12\x8a\x01\n" +
+	"\aAddPeer\x12\x16.qpc.v1.AddPeerRequest\x1a\x17.qpc.v1.AddPeerResponse\"N\xa2\xbb\x18J\b\xf4\b\x10\x05 \x80 *\x027%2<32 peers. A peer of the configuration file is changed there.\x12Q\n" +
+	"\tListPeers\x12\x18.qpc.v1.ListPeersRequest\x1a\x19.qpc.v1.ListPeersResponse\"\x0f\xa2\xbb\x18\b\b\xf5\b\x10\x05 \x80 \x90\x02\x01\x12\x97\x01\n" +
 	"\n" +
-	"RemovePeer\x12\x19.qpc.v1.RemovePeerRequest\x1a\x1a.qpc.v1.RemovePeerResponse\"\t\xa2\xbb\x18\x05\b\xf6\b\x10\x05\x12H\n" +
-	"\bTestPeer\x12\x17.qpc.v1.TestPeerRequest\x1a\x18.qpc.v1.TestPeerResponse\"\t\xa2\xbb\x18\x05\b\xf7\b\x10\x05\x12Q\n" +
-	"\tVerifyLog\x12\x18.qpc.v1.VerifyLogRequest\x1a\x19.qpc.v1.VerifyLogResponse\"\x0f\xa2\xbb\x18\b\b\xfe\b\x10\x05\x18\xd8\x04\x90\x02\x01\x12Z\n" +
-	"\rPrepareBackup\x12\x1c.qpc.v1.PrepareBackupRequest\x1a\x1d.qpc.v1.PrepareBackupResponse\"\f\xa2\xbb\x18\b\b\x88\t\x10\x05\x18\xd8\x04\x12T\n" +
-	"\fFinishBackup\x12\x1b.qpc.v1.FinishBackupRequest\x1a\x1c.qpc.v1.FinishBackupResponse\"\t\xa2\xbb\x18\x05\b\x89\t\x10\x05\x12c\n" +
+	"RemovePeer\x12\x19.qpc.v1.RemovePeerRequest\x1a\x1a.qpc.v1.RemovePeerResponse\"R\xa2\xbb\x18N\b\xf6\b\x10\x05 \x80 *\x02572@A peer of the configuration file is removed there (PEER_EXISTS).\x12N\n" +
+	"\bTestPeer\x12\x17.qpc.v1.TestPeerRequest\x1a\x18.qpc.v1.TestPeerResponse\"\x0f\xa2\xbb\x18\v\b\xf7\b\x10\x05 \x80 *\x015\x12f\n" +
+	"\tVerifyLog\x12\x18.qpc.v1.VerifyLogRequest\x1a\x19.qpc.v1.VerifyLogResponse\"$\xa2\xbb\x18\x1d\b\xfe\b\x10\x05\x18\xd8\x04 @*\x0182\x0eOne at a time.\x90\x02\x01\x12\xa1\x02\n" +
+	"\rPrepareBackup\x12\x1c.qpc.v1.PrepareBackupRequest\x1a\x1d.qpc.v1.PrepareBackupResponse\"\xd2\x01\xa2\xbb\x18\xcd\x01\b\x88\t\x10\x05\x18\xd8\x04 @*\x0182\xbd\x01One at a time. The copy is removed by FinishBackup, by the next PrepareBackup, after an hour, and when the server starts. It needs as much free space as the database has; less is DISK_FULL.\x12W\n" +
+	"\fFinishBackup\x12\x1b.qpc.v1.FinishBackupRequest\x1a\x1c.qpc.v1.FinishBackupResponse\"\f\xa2\xbb\x18\b\b\x89\t\x10\x05 \x80@\x12c\n" +
 	"\x11RotateCertificate\x12 .qpc.v1.RotateCertificateRequest\x1a!.qpc.v1.RotateCertificateResponse\"\t\xa2\xbb\x18\x05\b\x92\t\x10\x05B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (

@@ -355,9 +355,9 @@ func (x *RevokeDeviceResponse) GetSuccess() bool {
 
 type RegisterPushTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Platform      string                 `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
-	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
-	DeviceId      []byte                 `protobuf:"bytes,3,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	Platform      string                 `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`                 // "unifiedpush"
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`                       // an https URL at a host that the owner listed, or empty
+	DeviceId      []byte                 `protobuf:"bytes,3,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"` // 16 bytes, a registered device of the caller
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -490,9 +490,9 @@ const file_qpc_v1_device_proto_rawDesc = "" +
 	"\rDeviceService\x12\x92\x01\n" +
 	"\x0eRegisterDevice\x12\x1d.qpc.v1.RegisterDeviceRequest\x1a\x1e.qpc.v1.RegisterDeviceResponse\"A\xa2\xbb\x18=\b\xbc\x05\x10\x02 \x80 *\x01\"2016 devices an identity; a name of 64 characters.\x12W\n" +
 	"\vListDevices\x12\x1a.qpc.v1.ListDevicesRequest\x1a\x1b.qpc.v1.ListDevicesResponse\"\x0f\xa2\xbb\x18\b\b\xbd\x05\x10\x02 \x80 \x90\x02\x01\x12Z\n" +
-	"\fRevokeDevice\x12\x1b.qpc.v1.RevokeDeviceRequest\x1a\x1c.qpc.v1.RevokeDeviceResponse\"\x0f\xa2\xbb\x18\v\b\xbe\x05\x10\x02 \x80 *\x01\x132w\n" +
-	"\x10PushTokenService\x12c\n" +
-	"\x11RegisterPushToken\x12 .qpc.v1.RegisterPushTokenRequest\x1a!.qpc.v1.RegisterPushTokenResponse\"\t\xa2\xbb\x18\x05\b\xc6\x05\x10\x02B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"\fRevokeDevice\x12\x1b.qpc.v1.RevokeDeviceRequest\x1a\x1c.qpc.v1.RevokeDeviceResponse\"\x0f\xa2\xbb\x18\v\b\xbe\x05\x10\x02 \x80 *\x01\x132\xb6\x01\n" +
+	"\x10PushTokenService\x12\xa1\x01\n" +
+	"\x11RegisterPushToken\x12 .qpc.v1.RegisterPushTokenRequest\x1a!.qpc.v1.RegisterPushTokenResponse\"G\xa2\xbb\x18C\b\xc6\x05\x10\x02 \x80 *\x02\x130251 KiB an address, one a device; one wake-up a minute.B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_device_proto_rawDescOnce sync.Once

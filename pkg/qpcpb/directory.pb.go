@@ -556,8 +556,8 @@ func (x *UnblockUserResponse) GetSuccess() bool {
 type PublishEndpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdentityKey   []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"` // the caller's own
-	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                            // at most 1 KiB
-	TtlSecs       uint32                 `protobuf:"varint,3,opt,name=ttl_secs,json=ttlSecs,proto3" json:"ttl_secs,omitempty"`
+	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                            // opaque to the server; at most 1 KiB
+	TtlSecs       uint32                 `protobuf:"varint,3,opt,name=ttl_secs,json=ttlSecs,proto3" json:"ttl_secs,omitempty"`            // 0 is an hour
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -803,10 +803,10 @@ const file_qpc_v1_directory_proto_rawDesc = "" +
 	"\x0fResolveIdentity\x12\x1e.qpc.v1.ResolveIdentityRequest\x1a\x1f.qpc.v1.ResolveIdentityResponse\"\x12\xa2\xbb\x18\v\b\xf5\x03\x10\x02 \x80 *\x01\x10\x90\x02\x01\x12g\n" +
 	"\tListUsers\x12\x18.qpc.v1.ListUsersRequest\x1a\x19.qpc.v1.ListUsersResponse\"%\xa2\xbb\x18\x1e\b\xfc\a\x10\x02 \x80 2\x14500 users an answer.\x90\x02\x01\x12m\n" +
 	"\tBlockUser\x12\x18.qpc.v1.BlockUserRequest\x1a\x19.qpc.v1.BlockUserResponse\"+\xa2\xbb\x18'\b\xfd\a\x10\x02 \x80 *\x02\x10#2\x191,000 blocks an identity.\x12W\n" +
-	"\vUnblockUser\x12\x1a.qpc.v1.UnblockUserRequest\x1a\x1b.qpc.v1.UnblockUserResponse\"\x0f\xa2\xbb\x18\v\b\xfe\a\x10\x02 \x80 *\x01\x102\xd2\x01\n" +
-	"\x0fEndpointService\x12]\n" +
-	"\x0fPublishEndpoint\x12\x1e.qpc.v1.PublishEndpointRequest\x1a\x1f.qpc.v1.PublishEndpointResponse\"\t\xa2\xbb\x18\x05\b\xa0\x06\x10\x02\x12`\n" +
-	"\x0fResolveEndpoint\x12\x1e.qpc.v1.ResolveEndpointRequest\x1a\x1f.qpc.v1.ResolveEndpointResponse\"\f\xa2\xbb\x18\x05\b\xa1\x06\x10\x02\x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"\vUnblockUser\x12\x1a.qpc.v1.UnblockUserRequest\x1a\x1b.qpc.v1.UnblockUserResponse\"\x0f\xa2\xbb\x18\v\b\xfe\a\x10\x02 \x80 *\x01\x102\x98\x02\n" +
+	"\x0fEndpointService\x12\x9c\x01\n" +
+	"\x0fPublishEndpoint\x12\x1e.qpc.v1.PublishEndpointRequest\x1a\x1f.qpc.v1.PublishEndpointResponse\"H\xa2\xbb\x18D\b\xa0\x06\x10\x02 \x80 *\x01\a271 KiB an address; 24 hours, a longer time is cut to it.\x12f\n" +
+	"\x0fResolveEndpoint\x12\x1e.qpc.v1.ResolveEndpointRequest\x1a\x1f.qpc.v1.ResolveEndpointResponse\"\x12\xa2\xbb\x18\v\b\xa1\x06\x10\x02 \x80 *\x01-\x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_directory_proto_rawDescOnce sync.Once

@@ -67,13 +67,15 @@ func (x *FederationAuth) GetOrigin() string {
 
 type RelayEnqueueRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	RecipientKey  []byte                 `protobuf:"bytes,1,opt,name=recipient_key,json=recipientKey,proto3" json:"recipient_key,omitempty"`
+	RecipientKey  []byte                 `protobuf:"bytes,1,opt,name=recipient_key,json=recipientKey,proto3" json:"recipient_key,omitempty"` // 32 bytes, a user of the called server
 	Payload       []byte                 `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
-	ChannelId     []byte                 `protobuf:"bytes,3,opt,name=channel_id,json=channelId,proto3" json:"channel_id,omitempty"`
+	ChannelId     []byte                 `protobuf:"bytes,3,opt,name=channel_id,json=channelId,proto3" json:"channel_id,omitempty"` // 16 bytes, or empty for the inbox
 	Auth          *FederationAuth        `protobuf:"bytes,4,opt,name=auth,proto3" json:"auth,omitempty"`
 	TtlSecs       uint32                 `protobuf:"varint,100,opt,name=ttl_secs,json=ttlSecs,proto3" json:"ttl_secs,omitempty"`
-	MessageId     []byte                 `protobuf:"bytes,101,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
-	SenderKey     []byte                 `protobuf:"bytes,102,opt,name=sender_key,json=senderKey,proto3" json:"sender_key,omitempty"`
+	MessageId     []byte                 `protobuf:"bytes,101,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`    // 16 bytes, never empty
+	SenderKey     []byte                 `protobuf:"bytes,102,opt,name=sender_key,json=senderKey,proto3" json:"sender_key,omitempty"`    // 32 bytes, a user of the calling server; empty: the home of a group
+	Ephemeral     bool                   `protobuf:"varint,103,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`                    // to live connections only; no seq
+	SenderName    string                 `protobuf:"bytes,104,opt,name=sender_name,json=senderName,proto3" json:"sender_name,omitempty"` // the sender's username at home, without the domain
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -157,6 +159,20 @@ func (x *RelayEnqueueRequest) GetSenderKey() []byte {
 	return nil
 }
 
+func (x *RelayEnqueueRequest) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *RelayEnqueueRequest) GetSenderName() string {
+	if x != nil {
+		return x.SenderName
+	}
+	return ""
+}
+
 type RelayEnqueueResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -211,14 +227,17 @@ func (x *RelayEnqueueResponse) GetDuplicate() bool {
 
 type RelayBatchEnqueueRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	RecipientKeys [][]byte               `protobuf:"bytes,1,rep,name=recipient_keys,json=recipientKeys,proto3" json:"recipient_keys,omitempty"`
-	Payload       []byte                 `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
+	RecipientKeys [][]byte               `protobuf:"bytes,1,rep,name=recipient_keys,json=recipientKeys,proto3" json:"recipient_keys,omitempty"` // 1 to 256; one may stand there more than once
+	Payload       []byte                 `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`                                  // one for all, or payloads
 	ChannelId     []byte                 `protobuf:"bytes,3,opt,name=channel_id,json=channelId,proto3" json:"channel_id,omitempty"`
 	Auth          *FederationAuth        `protobuf:"bytes,4,opt,name=auth,proto3" json:"auth,omitempty"`
-	TtlSecs       uint32                 `protobuf:"varint,100,opt,name=ttl_secs,json=ttlSecs,proto3" json:"ttl_secs,omitempty"`
-	MessageId     []byte                 `protobuf:"bytes,101,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
-	SenderKey     []byte                 `protobuf:"bytes,102,opt,name=sender_key,json=senderKey,proto3" json:"sender_key,omitempty"`
-	Payloads      [][]byte               `protobuf:"bytes,103,rep,name=payloads,proto3" json:"payloads,omitempty"`
+	TtlSecs       uint32                 `protobuf:"varint,100,opt,name=ttl_secs,json=ttlSecs,proto3" json:"ttl_secs,omitempty"`      // one for all, or ttls_secs
+	MessageId     []byte                 `protobuf:"bytes,101,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"` // one for all, or message_ids
+	SenderKey     []byte                 `protobuf:"bytes,102,opt,name=sender_key,json=senderKey,proto3" json:"sender_key,omitempty"` // as in RelayEnqueue
+	Payloads      [][]byte               `protobuf:"bytes,103,rep,name=payloads,proto3" json:"payloads,omitempty"`                    // one each
+	SenderName    string                 `protobuf:"bytes,104,opt,name=sender_name,json=senderName,proto3" json:"sender_name,omitempty"`
+	MessageIds    [][]byte               `protobuf:"bytes,105,rep,name=message_ids,json=messageIds,proto3" json:"message_ids,omitempty"`   // one each
+	TtlsSecs      []uint32               `protobuf:"varint,106,rep,packed,name=ttls_secs,json=ttlsSecs,proto3" json:"ttls_secs,omitempty"` // one each
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,9 +328,30 @@ func (x *RelayBatchEnqueueRequest) GetPayloads() [][]byte {
 	return nil
 }
 
+func (x *RelayBatchEnqueueRequest) GetSenderName() string {
+	if x != nil {
+		return x.SenderName
+	}
+	return ""
+}
+
+func (x *RelayBatchEnqueueRequest) GetMessageIds() [][]byte {
+	if x != nil {
+		return x.MessageIds
+	}
+	return nil
+}
+
+func (x *RelayBatchEnqueueRequest) GetTtlsSecs() []uint32 {
+	if x != nil {
+		return x.TtlsSecs
+	}
+	return nil
+}
+
 type RelayBatchEnqueueResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Seqs          []uint64               `protobuf:"varint,1,rep,packed,name=seqs,proto3" json:"seqs,omitempty"`
+	Seqs          []uint64               `protobuf:"varint,1,rep,packed,name=seqs,proto3" json:"seqs,omitempty"` // one each; 0: refused
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -547,8 +587,9 @@ func (x *ProxyFetchHybridKeyResponse) GetHybridPublicKey() []byte {
 
 type ProxyResolveUserRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Username      string                 `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
+	Username      string                 `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"` // without a domain
 	Auth          *FederationAuth        `protobuf:"bytes,2,opt,name=auth,proto3" json:"auth,omitempty"`
+	KnownSize     uint64                 `protobuf:"varint,100,opt,name=known_size,json=knownSize,proto3" json:"known_size,omitempty"` // of the last checkpoint that the caller has seen
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -597,10 +638,18 @@ func (x *ProxyResolveUserRequest) GetAuth() *FederationAuth {
 	return nil
 }
 
+func (x *ProxyResolveUserRequest) GetKnownSize() uint64 {
+	if x != nil {
+		return x.KnownSize
+	}
+	return 0
+}
+
 type ProxyResolveUserResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdentityKey    []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"`
-	InclusionProof []byte                 `protobuf:"bytes,2,opt,name=inclusion_proof,json=inclusionProof,proto3" json:"inclusion_proof,omitempty"`
+	InclusionProof []byte                 `protobuf:"bytes,2,opt,name=inclusion_proof,json=inclusionProof,proto3" json:"inclusion_proof,omitempty"` // a serialised InclusionProof
+	Consistency    [][]byte               `protobuf:"bytes,100,rep,name=consistency,proto3" json:"consistency,omitempty"`                           // from known_size to the size of that proof
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -645,6 +694,13 @@ func (x *ProxyResolveUserResponse) GetIdentityKey() []byte {
 func (x *ProxyResolveUserResponse) GetInclusionProof() []byte {
 	if x != nil {
 		return x.InclusionProof
+	}
+	return nil
+}
+
+func (x *ProxyResolveUserResponse) GetConsistency() [][]byte {
+	if x != nil {
+		return x.Consistency
 	}
 	return nil
 }
@@ -1108,8 +1164,9 @@ func (*FederationHealthRequest) Descriptor() ([]byte, []int) {
 
 type FederationHealthResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        string                 `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	Status        string                 `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"` // ok, draining or read-only
 	ServerDomain  string                 `protobuf:"bytes,2,opt,name=server_domain,json=serverDomain,proto3" json:"server_domain,omitempty"`
+	ServerKey     []byte                 `protobuf:"bytes,100,opt,name=server_key,json=serverKey,proto3" json:"server_key,omitempty"` // the Ed25519 key that signs its transparency log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1158,13 +1215,20 @@ func (x *FederationHealthResponse) GetServerDomain() string {
 	return ""
 }
 
+func (x *FederationHealthResponse) GetServerKey() []byte {
+	if x != nil {
+		return x.ServerKey
+	}
+	return nil
+}
+
 var File_qpc_v1_federation_proto protoreflect.FileDescriptor
 
 const file_qpc_v1_federation_proto_rawDesc = "" +
 	"\n" +
 	"\x17qpc/v1/federation.proto\x12\x06qpc.v1\x1a\x12qpc/v1/group.proto\x1a\x14qpc/v1/options.proto\"(\n" +
 	"\x0eFederationAuth\x12\x16\n" +
-	"\x06origin\x18\x01 \x01(\tR\x06origin\"\xf8\x01\n" +
+	"\x06origin\x18\x01 \x01(\tR\x06origin\"\xb7\x02\n" +
 	"\x13RelayEnqueueRequest\x12#\n" +
 	"\rrecipient_key\x18\x01 \x01(\fR\frecipientKey\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\x12\x1d\n" +
@@ -1175,10 +1239,13 @@ const file_qpc_v1_federation_proto_rawDesc = "" +
 	"\n" +
 	"message_id\x18e \x01(\fR\tmessageId\x12\x1d\n" +
 	"\n" +
-	"sender_key\x18f \x01(\fR\tsenderKey\"F\n" +
+	"sender_key\x18f \x01(\fR\tsenderKey\x12\x1c\n" +
+	"\tephemeral\x18g \x01(\bR\tephemeral\x12\x1f\n" +
+	"\vsender_name\x18h \x01(\tR\n" +
+	"senderName\"F\n" +
 	"\x14RelayEnqueueResponse\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1c\n" +
-	"\tduplicate\x18d \x01(\bR\tduplicate\"\x9b\x02\n" +
+	"\tduplicate\x18d \x01(\bR\tduplicate\"\xfa\x02\n" +
 	"\x18RelayBatchEnqueueRequest\x12%\n" +
 	"\x0erecipient_keys\x18\x01 \x03(\fR\rrecipientKeys\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\x12\x1d\n" +
@@ -1190,7 +1257,12 @@ const file_qpc_v1_federation_proto_rawDesc = "" +
 	"message_id\x18e \x01(\fR\tmessageId\x12\x1d\n" +
 	"\n" +
 	"sender_key\x18f \x01(\fR\tsenderKey\x12\x1a\n" +
-	"\bpayloads\x18g \x03(\fR\bpayloads\"/\n" +
+	"\bpayloads\x18g \x03(\fR\bpayloads\x12\x1f\n" +
+	"\vsender_name\x18h \x01(\tR\n" +
+	"senderName\x12\x1f\n" +
+	"\vmessage_ids\x18i \x03(\fR\n" +
+	"messageIds\x12\x1b\n" +
+	"\tttls_secs\x18j \x03(\rR\bttlsSecs\"/\n" +
 	"\x19RelayBatchEnqueueResponse\x12\x12\n" +
 	"\x04seqs\x18\x01 \x03(\x04R\x04seqs\"l\n" +
 	"\x1bProxyFetchKeyPackageRequest\x12!\n" +
@@ -1202,13 +1274,16 @@ const file_qpc_v1_federation_proto_rawDesc = "" +
 	"\fidentity_key\x18\x01 \x01(\fR\videntityKey\x12*\n" +
 	"\x04auth\x18\x02 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\"I\n" +
 	"\x1bProxyFetchHybridKeyResponse\x12*\n" +
-	"\x11hybrid_public_key\x18\x01 \x01(\fR\x0fhybridPublicKey\"a\n" +
+	"\x11hybrid_public_key\x18\x01 \x01(\fR\x0fhybridPublicKey\"\x80\x01\n" +
 	"\x17ProxyResolveUserRequest\x12\x1a\n" +
 	"\busername\x18\x01 \x01(\tR\busername\x12*\n" +
-	"\x04auth\x18\x02 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\"f\n" +
+	"\x04auth\x18\x02 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\x12\x1d\n" +
+	"\n" +
+	"known_size\x18d \x01(\x04R\tknownSize\"\x88\x01\n" +
 	"\x18ProxyResolveUserResponse\x12!\n" +
 	"\fidentity_key\x18\x01 \x01(\fR\videntityKey\x12'\n" +
-	"\x0finclusion_proof\x18\x02 \x01(\fR\x0einclusionProof\"n\n" +
+	"\x0finclusion_proof\x18\x02 \x01(\fR\x0einclusionProof\x12 \n" +
+	"\vconsistency\x18d \x03(\fR\vconsistency\"n\n" +
 	"\x16RelayGroupStateRequest\x12*\n" +
 	"\x04auth\x18\x01 \x01(\v2\x16.qpc.v1.FederationAuthR\x04auth\x12(\n" +
 	"\x05state\x18\x02 \x01(\v2\x12.qpc.v1.GroupStateR\x05state\"3\n" +
@@ -1241,21 +1316,23 @@ const file_qpc_v1_federation_proto_rawDesc = "" +
 	"\n" +
 	"sender_key\x18\x02 \x01(\fR\tsenderKey\x125\n" +
 	"\arequest\x18\x03 \x01(\v2\x1b.qpc.v1.RemoveMemberRequestR\arequest\"\x19\n" +
-	"\x17FederationHealthRequest\"W\n" +
+	"\x17FederationHealthRequest\"v\n" +
 	"\x18FederationHealthResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\tR\x06status\x12#\n" +
-	"\rserver_domain\x18\x02 \x01(\tR\fserverDomain2\x82\b\n" +
-	"\x11FederationService\x12T\n" +
-	"\fRelayEnqueue\x12\x1b.qpc.v1.RelayEnqueueRequest\x1a\x1c.qpc.v1.RelayEnqueueResponse\"\t\xa2\xbb\x18\x05\b\x84\a\x10\x04\x12c\n" +
-	"\x11RelayBatchEnqueue\x12 .qpc.v1.RelayBatchEnqueueRequest\x1a!.qpc.v1.RelayBatchEnqueueResponse\"\t\xa2\xbb\x18\x05\b\x85\a\x10\x04\x12l\n" +
-	"\x14ProxyFetchKeyPackage\x12#.qpc.v1.ProxyFetchKeyPackageRequest\x1a$.qpc.v1.ProxyFetchKeyPackageResponse\"\t\xa2\xbb\x18\x05\b\x86\a\x10\x04\x12l\n" +
-	"\x13ProxyFetchHybridKey\x12\".qpc.v1.ProxyFetchHybridKeyRequest\x1a#.qpc.v1.ProxyFetchHybridKeyResponse\"\f\xa2\xbb\x18\x05\b\x87\a\x10\x04\x90\x02\x01\x12c\n" +
-	"\x10ProxyResolveUser\x12\x1f.qpc.v1.ProxyResolveUserRequest\x1a .qpc.v1.ProxyResolveUserResponse\"\f\xa2\xbb\x18\x05\b\x88\a\x10\x04\x90\x02\x01\x12c\n" +
-	"\x10FederationHealth\x12\x1f.qpc.v1.FederationHealthRequest\x1a .qpc.v1.FederationHealthResponse\"\f\xa2\xbb\x18\x05\b\x89\a\x10\x04\x90\x02\x01\x12]\n" +
-	"\x0fRelayGroupState\x12\x1e.qpc.v1.RelayGroupStateRequest\x1a\x1f.qpc.v1.RelayGroupStateResponse\"\t\xa2\xbb\x18\x05\b\xb0\t\x10\x04\x12X\n" +
-	"\x0fProxyRotateKeys\x12\x1e.qpc.v1.ProxyRotateKeysRequest\x1a\x1a.qpc.v1.RotateKeysResponse\"\t\xa2\xbb\x18\x05\b\xb1\t\x10\x04\x12s\n" +
-	"\x18ProxyUpdateGroupMetadata\x12'.qpc.v1.ProxyUpdateGroupMetadataRequest\x1a#.qpc.v1.UpdateGroupMetadataResponse\"\t\xa2\xbb\x18\x05\b\xb2\t\x10\x04\x12^\n" +
-	"\x11ProxyRemoveMember\x12 .qpc.v1.ProxyRemoveMemberRequest\x1a\x1c.qpc.v1.RemoveMemberResponse\"\t\xa2\xbb\x18\x05\b\xb3\t\x10\x04B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"\rserver_domain\x18\x02 \x01(\tR\fserverDomain\x12\x1d\n" +
+	"\n" +
+	"server_key\x18d \x01(\fR\tserverKey2\x81\r\n" +
+	"\x11FederationService\x12\xcc\x01\n" +
+	"\fRelayEnqueue\x12\x1b.qpc.v1.RelayEnqueueRequest\x1a\x1c.qpc.v1.RelayEnqueueResponse\"\x80\x01\xa2\xbb\x18|\b\x84\a\x10\x04*\a\x104\x11\x0f %\x172l500 messages a second and peer, burst 5,000; the recipient's queue as for Enqueue; 20,000 identities a peer.\x12\xa2\x01\n" +
+	"\x11RelayBatchEnqueue\x12 .qpc.v1.RelayBatchEnqueueRequest\x1a!.qpc.v1.RelayBatchEnqueueResponse\"H\xa2\xbb\x18D\b\x85\a\x10\x04*\x034%\x1728256 messages a call, each counts as one of RelayEnqueue.\x12\x94\x01\n" +
+	"\x14ProxyFetchKeyPackage\x12#.qpc.v1.ProxyFetchKeyPackageRequest\x1a$.qpc.v1.ProxyFetchKeyPackageResponse\"1\xa2\xbb\x18-\b\x86\a\x10\x04 \x80 *\x024\x172\x1f10 a minute, peer and identity.\x12\xc2\x01\n" +
+	"\x13ProxyFetchHybridKey\x12\".qpc.v1.ProxyFetchHybridKeyRequest\x1a#.qpc.v1.ProxyFetchHybridKeyResponse\"b\xa2\xbb\x18[\b\x87\a\x10\x04 \x80 *\x024\x172M100 questions a second and peer, burst 1,000, together with ProxyResolveUser.\x90\x02\x01\x12\xbe\x01\n" +
+	"\x10ProxyResolveUser\x12\x1f.qpc.v1.ProxyResolveUserRequest\x1a .qpc.v1.ProxyResolveUserResponse\"g\xa2\xbb\x18`\b\x88\a\x10\x04 \x80 *\x04\x03\x104\x172P100 questions a second and peer, burst 1,000, together with ProxyFetchHybridKey.\x90\x02\x01\x12f\n" +
+	"\x10FederationHealth\x12\x1f.qpc.v1.FederationHealthRequest\x1a .qpc.v1.FederationHealthResponse\"\x0f\xa2\xbb\x18\b\b\x89\a\x10\x04 \x80 \x90\x02\x01\x12\xa7\x01\n" +
+	"\x0fRelayGroupState\x12\x1e.qpc.v1.RelayGroupStateRequest\x1a\x1f.qpc.v1.RelayGroupStateResponse\"S\xa2\xbb\x18O\b\xb0\t\x10\x04 \x80\x80\x10*\x034%\x172?256 members, 16 KiB of metadata; counts as one of RelayEnqueue.\x12\x82\x01\n" +
+	"\x0fProxyRotateKeys\x12\x1e.qpc.v1.ProxyRotateKeysRequest\x1a\x1a.qpc.v1.RotateKeysResponse\"3\xa2\xbb\x18/\b\xb1\t\x10\x04*\t4\x11\x102('% \x172\x1dAs RotateKeys for the sender.\x12\xb7\x01\n" +
+	"\x18ProxyUpdateGroupMetadata\x12'.qpc.v1.ProxyUpdateGroupMetadataRequest\x1a#.qpc.v1.UpdateGroupMetadataResponse\"M\xa2\xbb\x18I\b\xb2\t\x10\x04*\a4\x11\x102'%\x1729As UpdateGroupMetadata for the sender; it makes no group.\x12\x89\x01\n" +
+	"\x11ProxyRemoveMember\x12 .qpc.v1.ProxyRemoveMemberRequest\x1a\x1c.qpc.v1.RemoveMemberResponse\"4\xa2\xbb\x180\b\xb3\t\x10\x04 \x80 *\x054\x11\x10(\x172\x1fAs RemoveMember for the sender.B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_federation_proto_rawDescOnce sync.Once

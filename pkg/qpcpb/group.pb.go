@@ -119,8 +119,8 @@ func (x *CreateChannelResponse) GetWasNew() bool {
 
 type RemoveMemberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	GroupId       []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
-	IdentityKey   []byte                 `protobuf:"bytes,2,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"`
+	GroupId       []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`             // 16 bytes
+	IdentityKey   []byte                 `protobuf:"bytes,2,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"` // who leaves; one who is no member is no error
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -214,10 +214,12 @@ func (x *RemoveMemberResponse) GetSuccess() bool {
 }
 
 type UpdateGroupMetadataRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	GroupId       []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"` // 16 bytes, client-made, random
-	Metadata      []byte                 `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`              // ciphertext, at most 16 KiB
-	AddMembers    [][]byte               `protobuf:"bytes,3,rep,name=add_members,json=addMembers,proto3" json:"add_members,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	GroupId []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"` // 16 bytes, client-made, random
+	// Ciphertext, at most 16 KiB. Empty with add_members leaves what there is,
+	// empty without them empties it.
+	Metadata      []byte   `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	AddMembers    [][]byte `protobuf:"bytes,3,rep,name=add_members,json=addMembers,proto3" json:"add_members,omitempty"` // who is a member already stays one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -327,7 +329,7 @@ func (x *UpdateGroupMetadataResponse) GetEpoch() uint64 {
 
 type ListGroupMembersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	GroupId       []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	GroupId       []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"` // 16 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -371,7 +373,7 @@ func (x *ListGroupMembersRequest) GetGroupId() []byte {
 
 type ListGroupMembersResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Members       []*GroupMember         `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	Members       []*GroupMember         `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"` // the longest-standing first
 	Metadata      []byte                 `protobuf:"bytes,2,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -432,7 +434,7 @@ func (x *ListGroupMembersResponse) GetEpoch() uint64 {
 type GroupMember struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdentityKey   []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"`
-	Username      string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	Username      string                 `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`                  // user@domain for one of another server
 	JoinedAt      uint64                 `protobuf:"varint,3,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"` // Unix seconds
 	Owner         bool                   `protobuf:"varint,4,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -498,15 +500,21 @@ func (x *GroupMember) GetOwner() bool {
 }
 
 type RotateKeysRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	GroupId       []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Commit        []byte                 `protobuf:"bytes,3,opt,name=commit,proto3" json:"commit,omitempty"`                                    // one for all members, or
-	RecipientKeys [][]byte               `protobuf:"bytes,4,rep,name=recipient_keys,json=recipientKeys,proto3" json:"recipient_keys,omitempty"` // exactly the members, and
-	Payloads      [][]byte               `protobuf:"bytes,5,rep,name=payloads,proto3" json:"payloads,omitempty"`                                // one commit for each
-	AddMembers    [][]byte               `protobuf:"bytes,6,rep,name=add_members,json=addMembers,proto3" json:"add_members,omitempty"`
-	Welcomes      [][]byte               `protobuf:"bytes,7,rep,name=welcomes,proto3" json:"welcomes,omitempty"` // one for each added member
-	RemoveMembers [][]byte               `protobuf:"bytes,8,rep,name=remove_members,json=removeMembers,proto3" json:"remove_members,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	GroupId []byte                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"` // 16 bytes
+	Epoch   uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`                   // that the commit ends
+	// One for all members as they are before the change: those who are removed
+	// get it too, those who are added do not. Or
+	Commit []byte `protobuf:"bytes,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	// exactly those members, the caller or not as it likes, and
+	RecipientKeys [][]byte `protobuf:"bytes,4,rep,name=recipient_keys,json=recipientKeys,proto3" json:"recipient_keys,omitempty"`
+	Payloads      [][]byte `protobuf:"bytes,5,rep,name=payloads,proto3" json:"payloads,omitempty"` // one commit for each.
+	// Who joins. A member's key may stand here for a new device of theirs, which
+	// gets the Welcome.
+	AddMembers [][]byte `protobuf:"bytes,6,rep,name=add_members,json=addMembers,proto3" json:"add_members,omitempty"`
+	Welcomes   [][]byte `protobuf:"bytes,7,rep,name=welcomes,proto3" json:"welcomes,omitempty"` // one for each of add_members, into their inbox
+	// Who leaves: by the owner anybody, by anybody itself or who has left.
+	RemoveMembers [][]byte `protobuf:"bytes,8,rep,name=remove_members,json=removeMembers,proto3" json:"remove_members,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -599,8 +607,8 @@ func (x *RotateKeysRequest) GetRemoveMembers() [][]byte {
 
 type RotateKeysResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"` // false: nothing has changed; process the winner's commit
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`       // the one after the commit, or the current one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,13 +706,13 @@ const file_qpc_v1_group_proto_rawDesc = "" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch2\x8e\x01\n" +
 	"\x0eChannelService\x12|\n" +
-	"\rCreateChannel\x12\x1c.qpc.v1.CreateChannelRequest\x1a\x1d.qpc.v1.CreateChannelResponse\".\xa2\xbb\x18*\b\x90\x03\x10\x02 \x80 *\x03\x10%22\x1b4,096 channels an identity.2\x84\x03\n" +
-	"\fGroupService\x12T\n" +
-	"\fRemoveMember\x12\x1b.qpc.v1.RemoveMemberRequest\x1a\x1c.qpc.v1.RemoveMemberResponse\"\t\xa2\xbb\x18\x05\b\x9a\x03\x10\x02\x12i\n" +
-	"\x13UpdateGroupMetadata\x12\".qpc.v1.UpdateGroupMetadataRequest\x1a#.qpc.v1.UpdateGroupMetadataResponse\"\t\xa2\xbb\x18\x05\b\x9b\x03\x10\x02\x12c\n" +
-	"\x10ListGroupMembers\x12\x1f.qpc.v1.ListGroupMembersRequest\x1a .qpc.v1.ListGroupMembersResponse\"\f\xa2\xbb\x18\x05\b\x9c\x03\x10\x02\x90\x02\x01\x12N\n" +
+	"\rCreateChannel\x12\x1c.qpc.v1.CreateChannelRequest\x1a\x1d.qpc.v1.CreateChannelResponse\".\xa2\xbb\x18*\b\x90\x03\x10\x02 \x80 *\x03\x10%22\x1b4,096 channels an identity.2\xd6\x05\n" +
+	"\fGroupService\x12o\n" +
+	"\fRemoveMember\x12\x1b.qpc.v1.RemoveMemberRequest\x1a\x1c.qpc.v1.RemoveMemberResponse\"$\xa2\xbb\x18 \b\x9a\x03\x10\x02 \x80 *\x04\x11(232\x10None of its own.\x12\xb7\x01\n" +
+	"\x13UpdateGroupMetadata\x12\".qpc.v1.UpdateGroupMetadataRequest\x1a#.qpc.v1.UpdateGroupMetadataResponse\"W\xa2\xbb\x18S\b\x9b\x03\x10\x02 \x80\x80\x02*\x06\x11\x10'%232@16 KiB of metadata; 256 members a group, 256 groups an identity.\x12\x7f\n" +
+	"\x10ListGroupMembers\x12\x1f.qpc.v1.ListGroupMembersRequest\x1a .qpc.v1.ListGroupMembersResponse\"(\xa2\xbb\x18!\b\x9c\x03\x10\x02 \x80 *\x01\x112\x14256 members a group.\x90\x02\x01\x12\x99\x02\n" +
 	"\n" +
-	"RotateKeys\x12\x19.qpc.v1.RotateKeysRequest\x1a\x1a.qpc.v1.RotateKeysResponse\"\t\xa2\xbb\x18\x05\b\x9d\x03\x10\x02B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"RotateKeys\x12\x19.qpc.v1.RotateKeysRequest\x1a\x1a.qpc.v1.RotateKeysResponse\"\xd3\x01\xa2\xbb\x18\xce\x01\b\x9d\x03\x10\x02*\b\x11\x10('%\x17232\xbc\x01256 members a group, 256 groups an identity; one commit for all takes at most 8 MiB in all queues together; one a second and identity, 60 at once; a repetition is recognised for 64 epochs.B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_group_proto_rawDescOnce sync.Once

@@ -23,8 +23,8 @@ const (
 
 type ReportMessageRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	EncryptedReport []byte                 `protobuf:"bytes,1,opt,name=encrypted_report,json=encryptedReport,proto3" json:"encrypted_report,omitempty"`
-	ConversationId  []byte                 `protobuf:"bytes,2,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
+	EncryptedReport []byte                 `protobuf:"bytes,1,opt,name=encrypted_report,json=encryptedReport,proto3" json:"encrypted_report,omitempty"` // opaque to the server; at most 32 KiB
+	ConversationId  []byte                 `protobuf:"bytes,2,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`    // 16 bytes, or empty to tell the server less
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -75,7 +75,7 @@ func (x *ReportMessageRequest) GetConversationId() []byte {
 
 type ReportMessageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"` // false when nobody could read it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,7 +120,7 @@ func (x *ReportMessageResponse) GetAccepted() bool {
 type BanUserRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdentityKey   []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                                  // at most 200 characters; the banned one is told
 	DurationSecs  uint64                 `protobuf:"varint,3,opt,name=duration_secs,json=durationSecs,proto3" json:"duration_secs,omitempty"` // 0 is permanent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -311,8 +311,8 @@ func (x *UnbanUserResponse) GetSuccess() bool {
 
 type ListReportsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
-	Offset        uint32                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`   // 0 is 100, which is also the most
+	Offset        uint32                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"` // so many of the oldest are left out
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -407,7 +407,7 @@ func (x *ListReportsResponse) GetReports() []*ReportEntry {
 
 type ReportEntry struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
-	Id               uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id               uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // rises with every report, and is never used again
 	EncryptedReport  []byte                 `protobuf:"bytes,2,opt,name=encrypted_report,json=encryptedReport,proto3" json:"encrypted_report,omitempty"`
 	ConversationId   []byte                 `protobuf:"bytes,3,opt,name=conversation_id,json=conversationId,proto3" json:"conversation_id,omitempty"`
 	ReporterIdentity []byte                 `protobuf:"bytes,4,opt,name=reporter_identity,json=reporterIdentity,proto3" json:"reporter_identity,omitempty"`
@@ -629,6 +629,86 @@ func (x *BannedUserEntry) GetExpiresAt() uint64 {
 	return 0
 }
 
+type ListReportKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReportKeysRequest) Reset() {
+	*x = ListReportKeysRequest{}
+	mi := &file_qpc_v1_moderation_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReportKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReportKeysRequest) ProtoMessage() {}
+
+func (x *ListReportKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_moderation_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReportKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListReportKeysRequest) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_moderation_proto_rawDescGZIP(), []int{12}
+}
+
+type ListReportKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IdentityKeys  [][]byte               `protobuf:"bytes,1,rep,name=identity_keys,json=identityKeys,proto3" json:"identity_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListReportKeysResponse) Reset() {
+	*x = ListReportKeysResponse{}
+	mi := &file_qpc_v1_moderation_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListReportKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListReportKeysResponse) ProtoMessage() {}
+
+func (x *ListReportKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_qpc_v1_moderation_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListReportKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListReportKeysResponse) Descriptor() ([]byte, []int) {
+	return file_qpc_v1_moderation_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListReportKeysResponse) GetIdentityKeys() [][]byte {
+	if x != nil {
+		return x.IdentityKeys
+	}
+	return nil
+}
+
 var File_qpc_v1_moderation_proto protoreflect.FileDescriptor
 
 const file_qpc_v1_moderation_proto_rawDesc = "" +
@@ -668,14 +748,18 @@ const file_qpc_v1_moderation_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1b\n" +
 	"\tbanned_at\x18\x03 \x01(\x04R\bbannedAt\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x04 \x01(\x04R\texpiresAt2\xa9\x03\n" +
-	"\x11ModerationService\x12W\n" +
-	"\rReportMessage\x12\x1c.qpc.v1.ReportMessageRequest\x1a\x1d.qpc.v1.ReportMessageResponse\"\t\xa2\xbb\x18\x05\b\xa4\x03\x10\x02\x12E\n" +
-	"\aBanUser\x12\x16.qpc.v1.BanUserRequest\x1a\x17.qpc.v1.BanUserResponse\"\t\xa2\xbb\x18\x05\b\xa5\x03\x10\x03\x12K\n" +
-	"\tUnbanUser\x12\x18.qpc.v1.UnbanUserRequest\x1a\x19.qpc.v1.UnbanUserResponse\"\t\xa2\xbb\x18\x05\b\xa6\x03\x10\x03\x12T\n" +
-	"\vListReports\x12\x1a.qpc.v1.ListReportsRequest\x1a\x1b.qpc.v1.ListReportsResponse\"\f\xa2\xbb\x18\x05\b\xa7\x03\x10\x03\x90\x02\x01\x12Q\n" +
+	"expires_at\x18\x04 \x01(\x04R\texpiresAt\"\x17\n" +
+	"\x15ListReportKeysRequest\"=\n" +
+	"\x16ListReportKeysResponse\x12#\n" +
+	"\ridentity_keys\x18\x01 \x03(\fR\fidentityKeys2\x9b\x06\n" +
+	"\x11ModerationService\x12\x9d\x01\n" +
+	"\rReportMessage\x12\x1c.qpc.v1.ReportMessageRequest\x1a\x1d.qpc.v1.ReportMessageResponse\"O\xa2\xbb\x18K\b\xa4\x03\x10\x02 \x80\x88\x02*\x02&12<32 KiB a report; 20 of one reporter and 500 in all; 90 days.\x12\xb2\x01\n" +
+	"\aBanUser\x12\x16.qpc.v1.BanUserRequest\x1a\x17.qpc.v1.BanUserResponse\"v\xa2\xbb\x18r\b\xa5\x03\x10\x03 \x80 *\x02\x10%2d200 characters of reason; 100 years, a longer ban is cut to it; 2,000 bans. Admins cannot be banned.\x12Q\n" +
+	"\tUnbanUser\x12\x18.qpc.v1.UnbanUserRequest\x1a\x19.qpc.v1.UnbanUserResponse\"\x0f\xa2\xbb\x18\v\b\xa6\x03\x10\x03 \x80 *\x01/\x12\x96\x01\n" +
+	"\vListReports\x12\x1a.qpc.v1.ListReportsRequest\x1a\x1b.qpc.v1.ListReportsResponse\"N\xa2\xbb\x18G\b\xa7\x03\x10\x03 \x80 2=100 reports an answer, which is also what a limit of 0 means.\x90\x02\x01\x12T\n" +
 	"\n" +
-	"ListBanned\x12\x19.qpc.v1.ListBannedRequest\x1a\x1a.qpc.v1.ListBannedResponse\"\f\xa2\xbb\x18\x05\b\xa8\x03\x10\x03\x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"ListBanned\x12\x19.qpc.v1.ListBannedRequest\x1a\x1a.qpc.v1.ListBannedResponse\"\x0f\xa2\xbb\x18\b\b\xa8\x03\x10\x03 \x80 \x90\x02\x01\x12o\n" +
+	"\x0eListReportKeys\x12\x1d.qpc.v1.ListReportKeysRequest\x1a\x1e.qpc.v1.ListReportKeysResponse\"\x1e\xa2\xbb\x18\x17\b\x90\b\x10\x02 \x80 2\r8 identities.\x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_moderation_proto_rawDescOnce sync.Once
@@ -689,20 +773,22 @@ func file_qpc_v1_moderation_proto_rawDescGZIP() []byte {
 	return file_qpc_v1_moderation_proto_rawDescData
 }
 
-var file_qpc_v1_moderation_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_qpc_v1_moderation_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_qpc_v1_moderation_proto_goTypes = []any{
-	(*ReportMessageRequest)(nil),  // 0: qpc.v1.ReportMessageRequest
-	(*ReportMessageResponse)(nil), // 1: qpc.v1.ReportMessageResponse
-	(*BanUserRequest)(nil),        // 2: qpc.v1.BanUserRequest
-	(*BanUserResponse)(nil),       // 3: qpc.v1.BanUserResponse
-	(*UnbanUserRequest)(nil),      // 4: qpc.v1.UnbanUserRequest
-	(*UnbanUserResponse)(nil),     // 5: qpc.v1.UnbanUserResponse
-	(*ListReportsRequest)(nil),    // 6: qpc.v1.ListReportsRequest
-	(*ListReportsResponse)(nil),   // 7: qpc.v1.ListReportsResponse
-	(*ReportEntry)(nil),           // 8: qpc.v1.ReportEntry
-	(*ListBannedRequest)(nil),     // 9: qpc.v1.ListBannedRequest
-	(*ListBannedResponse)(nil),    // 10: qpc.v1.ListBannedResponse
-	(*BannedUserEntry)(nil),       // 11: qpc.v1.BannedUserEntry
+	(*ReportMessageRequest)(nil),   // 0: qpc.v1.ReportMessageRequest
+	(*ReportMessageResponse)(nil),  // 1: qpc.v1.ReportMessageResponse
+	(*BanUserRequest)(nil),         // 2: qpc.v1.BanUserRequest
+	(*BanUserResponse)(nil),        // 3: qpc.v1.BanUserResponse
+	(*UnbanUserRequest)(nil),       // 4: qpc.v1.UnbanUserRequest
+	(*UnbanUserResponse)(nil),      // 5: qpc.v1.UnbanUserResponse
+	(*ListReportsRequest)(nil),     // 6: qpc.v1.ListReportsRequest
+	(*ListReportsResponse)(nil),    // 7: qpc.v1.ListReportsResponse
+	(*ReportEntry)(nil),            // 8: qpc.v1.ReportEntry
+	(*ListBannedRequest)(nil),      // 9: qpc.v1.ListBannedRequest
+	(*ListBannedResponse)(nil),     // 10: qpc.v1.ListBannedResponse
+	(*BannedUserEntry)(nil),        // 11: qpc.v1.BannedUserEntry
+	(*ListReportKeysRequest)(nil),  // 12: qpc.v1.ListReportKeysRequest
+	(*ListReportKeysResponse)(nil), // 13: qpc.v1.ListReportKeysResponse
 }
 var file_qpc_v1_moderation_proto_depIdxs = []int32{
 	8,  // 0: qpc.v1.ListReportsResponse.reports:type_name -> qpc.v1.ReportEntry
@@ -712,13 +798,15 @@ var file_qpc_v1_moderation_proto_depIdxs = []int32{
 	4,  // 4: qpc.v1.ModerationService.UnbanUser:input_type -> qpc.v1.UnbanUserRequest
 	6,  // 5: qpc.v1.ModerationService.ListReports:input_type -> qpc.v1.ListReportsRequest
 	9,  // 6: qpc.v1.ModerationService.ListBanned:input_type -> qpc.v1.ListBannedRequest
-	1,  // 7: qpc.v1.ModerationService.ReportMessage:output_type -> qpc.v1.ReportMessageResponse
-	3,  // 8: qpc.v1.ModerationService.BanUser:output_type -> qpc.v1.BanUserResponse
-	5,  // 9: qpc.v1.ModerationService.UnbanUser:output_type -> qpc.v1.UnbanUserResponse
-	7,  // 10: qpc.v1.ModerationService.ListReports:output_type -> qpc.v1.ListReportsResponse
-	10, // 11: qpc.v1.ModerationService.ListBanned:output_type -> qpc.v1.ListBannedResponse
-	7,  // [7:12] is the sub-list for method output_type
-	2,  // [2:7] is the sub-list for method input_type
+	12, // 7: qpc.v1.ModerationService.ListReportKeys:input_type -> qpc.v1.ListReportKeysRequest
+	1,  // 8: qpc.v1.ModerationService.ReportMessage:output_type -> qpc.v1.ReportMessageResponse
+	3,  // 9: qpc.v1.ModerationService.BanUser:output_type -> qpc.v1.BanUserResponse
+	5,  // 10: qpc.v1.ModerationService.UnbanUser:output_type -> qpc.v1.UnbanUserResponse
+	7,  // 11: qpc.v1.ModerationService.ListReports:output_type -> qpc.v1.ListReportsResponse
+	10, // 12: qpc.v1.ModerationService.ListBanned:output_type -> qpc.v1.ListBannedResponse
+	13, // 13: qpc.v1.ModerationService.ListReportKeys:output_type -> qpc.v1.ListReportKeysResponse
+	8,  // [8:14] is the sub-list for method output_type
+	2,  // [2:8] is the sub-list for method input_type
 	2,  // [2:2] is the sub-list for extension type_name
 	2,  // [2:2] is the sub-list for extension extendee
 	0,  // [0:2] is the sub-list for field type_name
@@ -736,7 +824,7 @@ func file_qpc_v1_moderation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_qpc_v1_moderation_proto_rawDesc), len(file_qpc_v1_moderation_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,7 +24,7 @@ const (
 type StoreRecoveryBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TokenHash     []byte                 `protobuf:"bytes,1,opt,name=token_hash,json=tokenHash,proto3" json:"token_hash,omitempty"` // 32 bytes
-	Bundle        []byte                 `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`                        // at most 64 KiB
+	Bundle        []byte                 `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`                        // opaque to the server; 1 byte to 64 KiB
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -119,7 +119,7 @@ func (x *StoreRecoveryBundleResponse) GetSuccess() bool {
 
 type FetchRecoveryBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	TokenHash     []byte                 `protobuf:"bytes,1,opt,name=token_hash,json=tokenHash,proto3" json:"token_hash,omitempty"`
+	TokenHash     []byte                 `protobuf:"bytes,1,opt,name=token_hash,json=tokenHash,proto3" json:"token_hash,omitempty"` // 32 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,7 +207,7 @@ func (x *FetchRecoveryBundleResponse) GetBundle() []byte {
 
 type DeleteRecoveryBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	TokenHash     []byte                 `protobuf:"bytes,1,opt,name=token_hash,json=tokenHash,proto3" json:"token_hash,omitempty"`
+	TokenHash     []byte                 `protobuf:"bytes,1,opt,name=token_hash,json=tokenHash,proto3" json:"token_hash,omitempty"` // 32 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -313,11 +313,11 @@ const file_qpc_v1_recovery_proto_rawDesc = "" +
 	"\n" +
 	"token_hash\x18\x01 \x01(\fR\ttokenHash\"8\n" +
 	"\x1cDeleteRecoveryBundleResponse\x12\x18\n" +
-	"\asuccess\x18\x01 \x01(\bR\asuccess2\xdb\x02\n" +
-	"\x0fRecoveryService\x12i\n" +
-	"\x13StoreRecoveryBundle\x12\".qpc.v1.StoreRecoveryBundleRequest\x1a#.qpc.v1.StoreRecoveryBundleResponse\"\t\xa2\xbb\x18\x05\b\xee\x05\x10\x02\x12o\n" +
-	"\x13FetchRecoveryBundle\x12\".qpc.v1.FetchRecoveryBundleRequest\x1a#.qpc.v1.FetchRecoveryBundleResponse\"\x0f\xa2\xbb\x18\b\b\xef\x05\x10\x01 \x80 \x90\x02\x01\x12l\n" +
-	"\x14DeleteRecoveryBundle\x12#.qpc.v1.DeleteRecoveryBundleRequest\x1a$.qpc.v1.DeleteRecoveryBundleResponse\"\t\xa2\xbb\x18\x05\b\xf0\x05\x10\x02B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
+	"\asuccess\x18\x01 \x01(\bR\asuccess2\xbc\x03\n" +
+	"\x0fRecoveryService\x12\x8d\x01\n" +
+	"\x13StoreRecoveryBundle\x12\".qpc.v1.StoreRecoveryBundleRequest\x1a#.qpc.v1.StoreRecoveryBundleResponse\"-\xa2\xbb\x18)\b\xee\x05\x10\x02 \x80\x88\x04*\x01,2\x1b64 KiB a bundle; 8 bundles.\x12\xa4\x01\n" +
+	"\x13FetchRecoveryBundle\x12\".qpc.v1.FetchRecoveryBundleRequest\x1a#.qpc.v1.FetchRecoveryBundleResponse\"D\xa2\xbb\x18=\b\xef\x05\x10\x01 \x80 *\x02+\x172/5 an hour from one address; an IPv6 /64 is one.\x90\x02\x01\x12r\n" +
+	"\x14DeleteRecoveryBundle\x12#.qpc.v1.DeleteRecoveryBundleRequest\x1a$.qpc.v1.DeleteRecoveryBundleResponse\"\x0f\xa2\xbb\x18\v\b\xf0\x05\x10\x02 \x80 *\x01+B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 
 var (
 	file_qpc_v1_recovery_proto_rawDescOnce sync.Once

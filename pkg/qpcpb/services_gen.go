@@ -143,9 +143,10 @@ func (c AuthClient) ChangePasswordFinish(ctx context.Context, request *ChangePas
 
 // BlobServer answers the methods of BlobService: Encrypted files, named by the SHA-256 of what is stored.
 type BlobServer interface {
-	// UploadBlob: Stores the next chunk of a blob, or tells where to go on.
+	// UploadBlob: Stores the next chunk of a blob, or with an empty one tells where to go
+	// on. One that is stored already is whole at once.
 	UploadBlob(context.Context, *UploadBlobRequest) (*UploadBlobResponse, error)
-	// DownloadBlob: Returns a part of a blob.
+	// DownloadBlob: Returns a part of a blob to anybody who knows its hash.
 	DownloadBlob(context.Context, *DownloadBlobRequest) (*DownloadBlobResponse, error)
 }
 
@@ -165,7 +166,8 @@ type BlobClient struct{ caller Caller }
 // NewBlobClient returns a stub that calls through c.
 func NewBlobClient(c Caller) BlobClient { return BlobClient{caller: c} }
 
-// UploadBlob: Stores the next chunk of a blob, or tells where to go on.
+// UploadBlob: Stores the next chunk of a blob, or with an empty one tells where to go
+// on. One that is stored already is whole at once.
 func (c BlobClient) UploadBlob(ctx context.Context, request *UploadBlobRequest) (*UploadBlobResponse, error) {
 	response := new(UploadBlobResponse)
 	if err := c.caller.Call(ctx, MethodUploadBlob, request, response); err != nil {
@@ -174,7 +176,7 @@ func (c BlobClient) UploadBlob(ctx context.Context, request *UploadBlobRequest) 
 	return response, nil
 }
 
-// DownloadBlob: Returns a part of a blob.
+// DownloadBlob: Returns a part of a blob to anybody who knows its hash.
 func (c BlobClient) DownloadBlob(ctx context.Context, request *DownloadBlobRequest) (*DownloadBlobResponse, error) {
 	response := new(DownloadBlobResponse)
 	if err := c.caller.Call(ctx, MethodDownloadBlob, request, response); err != nil {
@@ -243,7 +245,8 @@ func (c DeviceClient) RevokeDevice(ctx context.Context, request *RevokeDeviceReq
 
 // PushTokenServer answers the methods of PushTokenService: Wake-ups for devices that sleep.
 type PushTokenServer interface {
-	// RegisterPushToken: Keeps the address at which a sleeping device can be woken.
+	// RegisterPushToken: Keeps the address at which a sleeping device can be woken, or forgets it
+	// when the token is empty.
 	RegisterPushToken(context.Context, *RegisterPushTokenRequest) (*RegisterPushTokenResponse, error)
 }
 
@@ -260,7 +263,8 @@ type PushTokenClient struct{ caller Caller }
 // NewPushTokenClient returns a stub that calls through c.
 func NewPushTokenClient(c Caller) PushTokenClient { return PushTokenClient{caller: c} }
 
-// RegisterPushToken: Keeps the address at which a sleeping device can be woken.
+// RegisterPushToken: Keeps the address at which a sleeping device can be woken, or forgets it
+// when the token is empty.
 func (c PushTokenClient) RegisterPushToken(ctx context.Context, request *RegisterPushTokenRequest) (*RegisterPushTokenResponse, error) {
 	response := new(RegisterPushTokenResponse)
 	if err := c.caller.Call(ctx, MethodRegisterPushToken, request, response); err != nil {
@@ -281,10 +285,11 @@ type ControlServer interface {
 	// GetAccount: Returns one account with its devices.
 	GetAccount(context.Context, *GetAccountRequest) (*GetAccountResponse, error)
 	// RemoveAccount: Deletes an account as its holder could, and frees its name at once when
-	// asked to.
+	// asked to, also that of an account that is deleted already.
 	RemoveAccount(context.Context, *RemoveAccountRequest) (*RemoveAccountResponse, error)
 	// ResetPassword: Makes a one-time code that registers a name anew, with a new identity key;
-	// the old key is then logged as superseded.
+	// the old key is then logged as superseded and its account erased. Until then
+	// the account works, and an earlier code of it no more.
 	ResetPassword(context.Context, *ResetPasswordRequest) (*ResetPasswordResponse, error)
 	// RemoveAccountDevice: Ends a device of an account.
 	RemoveAccountDevice(context.Context, *RemoveAccountDeviceRequest) (*RemoveAccountDeviceResponse, error)
@@ -306,7 +311,8 @@ type ControlServer interface {
 	// VerifyLog: Computes the transparency log anew from its leaves and compares.
 	VerifyLog(context.Context, *VerifyLogRequest) (*VerifyLogResponse, error)
 	// PrepareBackup: Writes a consistent copy of the database into the data directory, for the
-	// caller to put into a backup together with the blobs.
+	// caller to put into a backup together with the blobs, which it looks for
+	// after that. The copy is for this machine's root to read.
 	PrepareBackup(context.Context, *PrepareBackupRequest) (*PrepareBackupResponse, error)
 	// FinishBackup: Removes the copy that PrepareBackup made.
 	FinishBackup(context.Context, *FinishBackupRequest) (*FinishBackupResponse, error)
@@ -416,7 +422,7 @@ func (c ControlClient) GetAccount(ctx context.Context, request *GetAccountReques
 }
 
 // RemoveAccount: Deletes an account as its holder could, and frees its name at once when
-// asked to.
+// asked to, also that of an account that is deleted already.
 func (c ControlClient) RemoveAccount(ctx context.Context, request *RemoveAccountRequest) (*RemoveAccountResponse, error) {
 	response := new(RemoveAccountResponse)
 	if err := c.caller.Call(ctx, MethodRemoveAccount, request, response); err != nil {
@@ -426,7 +432,8 @@ func (c ControlClient) RemoveAccount(ctx context.Context, request *RemoveAccount
 }
 
 // ResetPassword: Makes a one-time code that registers a name anew, with a new identity key;
-// the old key is then logged as superseded.
+// the old key is then logged as superseded and its account erased. Until then
+// the account works, and an earlier code of it no more.
 func (c ControlClient) ResetPassword(ctx context.Context, request *ResetPasswordRequest) (*ResetPasswordResponse, error) {
 	response := new(ResetPasswordResponse)
 	if err := c.caller.Call(ctx, MethodResetPassword, request, response); err != nil {
@@ -518,7 +525,8 @@ func (c ControlClient) VerifyLog(ctx context.Context, request *VerifyLogRequest)
 }
 
 // PrepareBackup: Writes a consistent copy of the database into the data directory, for the
-// caller to put into a backup together with the blobs.
+// caller to put into a backup together with the blobs, which it looks for
+// after that. The copy is for this machine's root to read.
 func (c ControlClient) PrepareBackup(ctx context.Context, request *PrepareBackupRequest) (*PrepareBackupResponse, error) {
 	response := new(PrepareBackupResponse)
 	if err := c.caller.Call(ctx, MethodPrepareBackup, request, response); err != nil {
@@ -552,7 +560,8 @@ type DeliveryServer interface {
 	// ephemeral one goes to live connections only.
 	Enqueue(context.Context, *EnqueueRequest) (*EnqueueResponse, error)
 	// Fetch: Returns messages and removes them: at most once. Use Peek and Ack for at
-	// least once.
+	// least once. While the server's disk takes no writes they are returned and
+	// stay, so that the next Fetch returns them again.
 	Fetch(context.Context, *FetchRequest) (*FetchResponse, error)
 	// FetchWait: Fetch that waits for a message when there is none.
 	FetchWait(context.Context, *FetchWaitRequest) (*FetchWaitResponse, error)
@@ -605,7 +614,8 @@ func (c DeliveryClient) Enqueue(ctx context.Context, request *EnqueueRequest) (*
 }
 
 // Fetch: Returns messages and removes them: at most once. Use Peek and Ack for at
-// least once.
+// least once. While the server's disk takes no writes they are returned and
+// stay, so that the next Fetch returns them again.
 func (c DeliveryClient) Fetch(ctx context.Context, request *FetchRequest) (*FetchResponse, error) {
 	response := new(FetchResponse)
 	if err := c.caller.Call(ctx, MethodFetch, request, response); err != nil {
@@ -740,9 +750,11 @@ func (c DirectoryClient) UnblockUser(ctx context.Context, request *UnblockUserRe
 
 // EndpointServer answers the methods of EndpointService: Where a client can be reached directly.
 type EndpointServer interface {
-	// PublishEndpoint: Keeps for a while the address at which the caller can be reached directly.
+	// PublishEndpoint: Keeps for a while the address at which the caller can be reached directly;
+	// an empty address takes it back.
 	PublishEndpoint(context.Context, *PublishEndpointRequest) (*PublishEndpointResponse, error)
-	// ResolveEndpoint: Returns the address that an identity has published.
+	// ResolveEndpoint: Returns the address that an identity has published, to itself and to those
+	// who share a channel or group with it and whom it has not blocked.
 	ResolveEndpoint(context.Context, *ResolveEndpointRequest) (*ResolveEndpointResponse, error)
 }
 
@@ -762,7 +774,8 @@ type EndpointClient struct{ caller Caller }
 // NewEndpointClient returns a stub that calls through c.
 func NewEndpointClient(c Caller) EndpointClient { return EndpointClient{caller: c} }
 
-// PublishEndpoint: Keeps for a while the address at which the caller can be reached directly.
+// PublishEndpoint: Keeps for a while the address at which the caller can be reached directly;
+// an empty address takes it back.
 func (c EndpointClient) PublishEndpoint(ctx context.Context, request *PublishEndpointRequest) (*PublishEndpointResponse, error) {
 	response := new(PublishEndpointResponse)
 	if err := c.caller.Call(ctx, MethodPublishEndpoint, request, response); err != nil {
@@ -771,7 +784,8 @@ func (c EndpointClient) PublishEndpoint(ctx context.Context, request *PublishEnd
 	return response, nil
 }
 
-// ResolveEndpoint: Returns the address that an identity has published.
+// ResolveEndpoint: Returns the address that an identity has published, to itself and to those
+// who share a channel or group with it and whom it has not blocked.
 func (c EndpointClient) ResolveEndpoint(ctx context.Context, request *ResolveEndpointRequest) (*ResolveEndpointResponse, error) {
 	response := new(ResolveEndpointResponse)
 	if err := c.caller.Call(ctx, MethodResolveEndpoint, request, response); err != nil {
@@ -812,14 +826,16 @@ func (c ChannelClient) CreateChannel(ctx context.Context, request *CreateChannel
 
 // GroupServer answers the methods of GroupService: Groups, and the commit lock that MLS needs (RFC 9420, section 14).
 type GroupServer interface {
-	// RemoveMember: Removes a member of a group, or the caller.
+	// RemoveMember: Removes a member of a group: the owner anybody, anybody itself. The epoch
+	// stays; a member who stays commits the removal with RotateKeys.
 	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
 	// UpdateGroupMetadata: Replaces a group's encrypted metadata and adds members; an unknown id
-	// makes the group.
+	// makes the group, at epoch 0 and owned by the caller.
 	UpdateGroupMetadata(context.Context, *UpdateGroupMetadataRequest) (*UpdateGroupMetadataResponse, error)
 	// ListGroupMembers: Returns the members, metadata and epoch of a group of the caller.
 	ListGroupMembers(context.Context, *ListGroupMembersRequest) (*ListGroupMembersResponse, error)
-	// RotateKeys: Queues a commit for every member if it is for the current epoch.
+	// RotateKeys: Queues a commit for every member if it is for the current epoch, which it
+	// ends; members join with their Welcomes and leave in the same transaction.
 	RotateKeys(context.Context, *RotateKeysRequest) (*RotateKeysResponse, error)
 }
 
@@ -845,7 +861,8 @@ type GroupClient struct{ caller Caller }
 // NewGroupClient returns a stub that calls through c.
 func NewGroupClient(c Caller) GroupClient { return GroupClient{caller: c} }
 
-// RemoveMember: Removes a member of a group, or the caller.
+// RemoveMember: Removes a member of a group: the owner anybody, anybody itself. The epoch
+// stays; a member who stays commits the removal with RotateKeys.
 func (c GroupClient) RemoveMember(ctx context.Context, request *RemoveMemberRequest) (*RemoveMemberResponse, error) {
 	response := new(RemoveMemberResponse)
 	if err := c.caller.Call(ctx, MethodRemoveMember, request, response); err != nil {
@@ -855,7 +872,7 @@ func (c GroupClient) RemoveMember(ctx context.Context, request *RemoveMemberRequ
 }
 
 // UpdateGroupMetadata: Replaces a group's encrypted metadata and adds members; an unknown id
-// makes the group.
+// makes the group, at epoch 0 and owned by the caller.
 func (c GroupClient) UpdateGroupMetadata(ctx context.Context, request *UpdateGroupMetadataRequest) (*UpdateGroupMetadataResponse, error) {
 	response := new(UpdateGroupMetadataResponse)
 	if err := c.caller.Call(ctx, MethodUpdateGroupMetadata, request, response); err != nil {
@@ -873,7 +890,8 @@ func (c GroupClient) ListGroupMembers(ctx context.Context, request *ListGroupMem
 	return response, nil
 }
 
-// RotateKeys: Queues a commit for every member if it is for the current epoch.
+// RotateKeys: Queues a commit for every member if it is for the current epoch, which it
+// ends; members join with their Welcomes and leave in the same transaction.
 func (c GroupClient) RotateKeys(ctx context.Context, request *RotateKeysRequest) (*RotateKeysResponse, error) {
 	response := new(RotateKeysResponse)
 	if err := c.caller.Call(ctx, MethodRotateKeys, request, response); err != nil {
@@ -885,17 +903,20 @@ func (c GroupClient) RotateKeys(ctx context.Context, request *RotateKeysRequest)
 // FederationServer answers the methods of FederationService: What other servers may ask of this one.
 type FederationServer interface {
 	// RelayEnqueue: Enqueue for a recipient of this server, on behalf of a user of the calling
-	// one.
+	// one; or, without a sender, a commit or Welcome of a group whose home the
+	// calling one is. The same message id again stores nothing again.
 	RelayEnqueue(context.Context, *RelayEnqueueRequest) (*RelayEnqueueResponse, error)
-	// RelayBatchEnqueue: BatchEnqueue for recipients of this server.
+	// RelayBatchEnqueue: RelayEnqueue for up to 256 messages of one sender in one channel. A seq of 0
+	// says that this one is refused; RelayEnqueue tells why.
 	RelayBatchEnqueue(context.Context, *RelayBatchEnqueueRequest) (*RelayBatchEnqueueResponse, error)
 	// ProxyFetchKeyPackage: FetchKeyPackage of a user of this server, for one of the calling one.
 	ProxyFetchKeyPackage(context.Context, *ProxyFetchKeyPackageRequest) (*ProxyFetchKeyPackageResponse, error)
 	// ProxyFetchHybridKey: FetchHybridKey of a user of this server, for one of the calling one.
 	ProxyFetchHybridKey(context.Context, *ProxyFetchHybridKeyRequest) (*ProxyFetchHybridKeyResponse, error)
-	// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one.
+	// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one, with the
+	// proof that the log has only grown since the caller last saw it.
 	ProxyResolveUser(context.Context, *ProxyResolveUserRequest) (*ProxyResolveUserResponse, error)
-	// FederationHealth: Tells the server's state and domain.
+	// FederationHealth: Tells the server's state, domain and key.
 	FederationHealth(context.Context, *FederationHealthRequest) (*FederationHealthResponse, error)
 	// RelayGroupState: Tells the state of a group that lives on the calling server and has
 	// members on this one. An older state than the one known changes nothing.
@@ -950,7 +971,8 @@ type FederationClient struct{ caller Caller }
 func NewFederationClient(c Caller) FederationClient { return FederationClient{caller: c} }
 
 // RelayEnqueue: Enqueue for a recipient of this server, on behalf of a user of the calling
-// one.
+// one; or, without a sender, a commit or Welcome of a group whose home the
+// calling one is. The same message id again stores nothing again.
 func (c FederationClient) RelayEnqueue(ctx context.Context, request *RelayEnqueueRequest) (*RelayEnqueueResponse, error) {
 	response := new(RelayEnqueueResponse)
 	if err := c.caller.Call(ctx, MethodRelayEnqueue, request, response); err != nil {
@@ -959,7 +981,8 @@ func (c FederationClient) RelayEnqueue(ctx context.Context, request *RelayEnqueu
 	return response, nil
 }
 
-// RelayBatchEnqueue: BatchEnqueue for recipients of this server.
+// RelayBatchEnqueue: RelayEnqueue for up to 256 messages of one sender in one channel. A seq of 0
+// says that this one is refused; RelayEnqueue tells why.
 func (c FederationClient) RelayBatchEnqueue(ctx context.Context, request *RelayBatchEnqueueRequest) (*RelayBatchEnqueueResponse, error) {
 	response := new(RelayBatchEnqueueResponse)
 	if err := c.caller.Call(ctx, MethodRelayBatchEnqueue, request, response); err != nil {
@@ -986,7 +1009,8 @@ func (c FederationClient) ProxyFetchHybridKey(ctx context.Context, request *Prox
 	return response, nil
 }
 
-// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one.
+// ProxyResolveUser: ResolveUser of a user of this server, for one of the calling one, with the
+// proof that the log has only grown since the caller last saw it.
 func (c FederationClient) ProxyResolveUser(ctx context.Context, request *ProxyResolveUserRequest) (*ProxyResolveUserResponse, error) {
 	response := new(ProxyResolveUserResponse)
 	if err := c.caller.Call(ctx, MethodProxyResolveUser, request, response); err != nil {
@@ -995,7 +1019,7 @@ func (c FederationClient) ProxyResolveUser(ctx context.Context, request *ProxyRe
 	return response, nil
 }
 
-// FederationHealth: Tells the server's state and domain.
+// FederationHealth: Tells the server's state, domain and key.
 func (c FederationClient) FederationHealth(ctx context.Context, request *FederationHealthRequest) (*FederationHealthResponse, error) {
 	response := new(FederationHealthResponse)
 	if err := c.caller.Call(ctx, MethodFederationHealth, request, response); err != nil {
@@ -1170,19 +1194,23 @@ func (c KeyClient) FetchKeyPackages(ctx context.Context, request *FetchKeyPackag
 	return response, nil
 }
 
-// ModerationServer answers the methods of ModerationService: Reports to the owner, and bans.
+// ModerationServer answers the methods of ModerationService: Reports to the admins, and bans.
 type ModerationServer interface {
-	// ReportMessage: Stores a report that is encrypted to the server's owner.
+	// ReportMessage: Stores a report that is encrypted to the server's admins. With no admin
+	// who could read it, it answers accepted false and stores nothing.
 	ReportMessage(context.Context, *ReportMessageRequest) (*ReportMessageResponse, error)
 	// BanUser: Ends the sessions of an identity and keeps it from logging in, for a time
-	// or for good.
+	// or for good. A ban of a banned identity replaces the earlier one.
 	BanUser(context.Context, *BanUserRequest) (*BanUserResponse, error)
 	// UnbanUser: Ends a ban before its time.
 	UnbanUser(context.Context, *UnbanUserRequest) (*UnbanUserResponse, error)
-	// ListReports: Returns stored reports, a page at a time.
+	// ListReports: Returns stored reports, the oldest first, a page at a time.
 	ListReports(context.Context, *ListReportsRequest) (*ListReportsResponse, error)
-	// ListBanned: Returns the bans in force.
+	// ListBanned: Returns the bans in force, the newest last.
 	ListBanned(context.Context, *ListBannedRequest) (*ListBannedResponse, error)
+	// ListReportKeys: Returns the identities that a report is to be encrypted to: the admins who
+	// have an account.
+	ListReportKeys(context.Context, *ListReportKeysRequest) (*ListReportKeysResponse, error)
 }
 
 // RegisterModerationServer makes r answer every method of ModerationService with s.
@@ -1202,6 +1230,9 @@ func RegisterModerationServer(r Registrar, s ModerationServer) {
 	r.Register(MethodListBanned, func(ctx context.Context, request proto.Message) (proto.Message, error) {
 		return reply(s.ListBanned(ctx, request.(*ListBannedRequest)))
 	})
+	r.Register(MethodListReportKeys, func(ctx context.Context, request proto.Message) (proto.Message, error) {
+		return reply(s.ListReportKeys(ctx, request.(*ListReportKeysRequest)))
+	})
 }
 
 // ModerationClient calls the methods of ModerationService through a Caller.
@@ -1210,7 +1241,8 @@ type ModerationClient struct{ caller Caller }
 // NewModerationClient returns a stub that calls through c.
 func NewModerationClient(c Caller) ModerationClient { return ModerationClient{caller: c} }
 
-// ReportMessage: Stores a report that is encrypted to the server's owner.
+// ReportMessage: Stores a report that is encrypted to the server's admins. With no admin
+// who could read it, it answers accepted false and stores nothing.
 func (c ModerationClient) ReportMessage(ctx context.Context, request *ReportMessageRequest) (*ReportMessageResponse, error) {
 	response := new(ReportMessageResponse)
 	if err := c.caller.Call(ctx, MethodReportMessage, request, response); err != nil {
@@ -1220,7 +1252,7 @@ func (c ModerationClient) ReportMessage(ctx context.Context, request *ReportMess
 }
 
 // BanUser: Ends the sessions of an identity and keeps it from logging in, for a time
-// or for good.
+// or for good. A ban of a banned identity replaces the earlier one.
 func (c ModerationClient) BanUser(ctx context.Context, request *BanUserRequest) (*BanUserResponse, error) {
 	response := new(BanUserResponse)
 	if err := c.caller.Call(ctx, MethodBanUser, request, response); err != nil {
@@ -1238,7 +1270,7 @@ func (c ModerationClient) UnbanUser(ctx context.Context, request *UnbanUserReque
 	return response, nil
 }
 
-// ListReports: Returns stored reports, a page at a time.
+// ListReports: Returns stored reports, the oldest first, a page at a time.
 func (c ModerationClient) ListReports(ctx context.Context, request *ListReportsRequest) (*ListReportsResponse, error) {
 	response := new(ListReportsResponse)
 	if err := c.caller.Call(ctx, MethodListReports, request, response); err != nil {
@@ -1247,7 +1279,7 @@ func (c ModerationClient) ListReports(ctx context.Context, request *ListReportsR
 	return response, nil
 }
 
-// ListBanned: Returns the bans in force.
+// ListBanned: Returns the bans in force, the newest last.
 func (c ModerationClient) ListBanned(ctx context.Context, request *ListBannedRequest) (*ListBannedResponse, error) {
 	response := new(ListBannedResponse)
 	if err := c.caller.Call(ctx, MethodListBanned, request, response); err != nil {
@@ -1256,9 +1288,19 @@ func (c ModerationClient) ListBanned(ctx context.Context, request *ListBannedReq
 	return response, nil
 }
 
-// RecoveryServer answers the methods of RecoveryService: Encrypted copies of an identity seed, each opened by one recovery code.
+// ListReportKeys: Returns the identities that a report is to be encrypted to: the admins who
+// have an account.
+func (c ModerationClient) ListReportKeys(ctx context.Context, request *ListReportKeysRequest) (*ListReportKeysResponse, error) {
+	response := new(ListReportKeysResponse)
+	if err := c.caller.Call(ctx, MethodListReportKeys, request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// RecoveryServer answers the methods of RecoveryService: Encrypted copies of what makes an account, each opened by one recovery code.
 type RecoveryServer interface {
-	// StoreRecoveryBundle: Stores an encrypted copy of an identity seed; the same hash replaces.
+	// StoreRecoveryBundle: Stores an encrypted bundle of the caller; the same hash replaces.
 	StoreRecoveryBundle(context.Context, *StoreRecoveryBundleRequest) (*StoreRecoveryBundleResponse, error)
 	// FetchRecoveryBundle: Returns the bundle whose token hash the caller knows.
 	FetchRecoveryBundle(context.Context, *FetchRecoveryBundleRequest) (*FetchRecoveryBundleResponse, error)
@@ -1285,7 +1327,7 @@ type RecoveryClient struct{ caller Caller }
 // NewRecoveryClient returns a stub that calls through c.
 func NewRecoveryClient(c Caller) RecoveryClient { return RecoveryClient{caller: c} }
 
-// StoreRecoveryBundle: Stores an encrypted copy of an identity seed; the same hash replaces.
+// StoreRecoveryBundle: Stores an encrypted bundle of the caller; the same hash replaces.
 func (c RecoveryClient) StoreRecoveryBundle(ctx context.Context, request *StoreRecoveryBundleRequest) (*StoreRecoveryBundleResponse, error) {
 	response := new(StoreRecoveryBundleResponse)
 	if err := c.caller.Call(ctx, MethodStoreRecoveryBundle, request, response); err != nil {
@@ -1315,15 +1357,19 @@ func (c RecoveryClient) DeleteRecoveryBundle(ctx context.Context, request *Delet
 // TransparencyServer answers the methods of TransparencyService: The transparency log (RFC 6962 hashing, C2SP tlog-checkpoint).
 type TransparencyServer interface {
 	// RevokeKey: Writes the end of an identity key into the log: the caller's own, or by an
-	// admin anyone's.
+	// admin anyone's. Its sessions end and its published keys go. A key that is
+	// revoked already stays so for the first reason, and its leaf is returned.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
 	// CheckRevocation: Tells whether an identity key has been revoked.
 	CheckRevocation(context.Context, *CheckRevocationRequest) (*CheckRevocationResponse, error)
-	// AuditKeyTransparency: Returns the leaf hashes of a range of the log.
+	// AuditKeyTransparency: Returns the leaf hashes of a range of the log, the first thousand of a
+	// longer one. A range beyond the log is refused; the empty one asks for size
+	// and checkpoint alone.
 	AuditKeyTransparency(context.Context, *AuditKeyTransparencyRequest) (*AuditKeyTransparencyResponse, error)
 	// GetCheckpoint: Returns the log's signed head and the key that signed it.
 	GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error)
-	// ProveConsistency: Proves that a later log only adds to an earlier one.
+	// ProveConsistency: Proves that a later log only adds to an earlier one, by the hashes of RFC
+	// 6962, section 2.1.2; from an empty log by none.
 	ProveConsistency(context.Context, *ProveConsistencyRequest) (*ProveConsistencyResponse, error)
 }
 
@@ -1353,7 +1399,8 @@ type TransparencyClient struct{ caller Caller }
 func NewTransparencyClient(c Caller) TransparencyClient { return TransparencyClient{caller: c} }
 
 // RevokeKey: Writes the end of an identity key into the log: the caller's own, or by an
-// admin anyone's.
+// admin anyone's. Its sessions end and its published keys go. A key that is
+// revoked already stays so for the first reason, and its leaf is returned.
 func (c TransparencyClient) RevokeKey(ctx context.Context, request *RevokeKeyRequest) (*RevokeKeyResponse, error) {
 	response := new(RevokeKeyResponse)
 	if err := c.caller.Call(ctx, MethodRevokeKey, request, response); err != nil {
@@ -1371,7 +1418,9 @@ func (c TransparencyClient) CheckRevocation(ctx context.Context, request *CheckR
 	return response, nil
 }
 
-// AuditKeyTransparency: Returns the leaf hashes of a range of the log.
+// AuditKeyTransparency: Returns the leaf hashes of a range of the log, the first thousand of a
+// longer one. A range beyond the log is refused; the empty one asks for size
+// and checkpoint alone.
 func (c TransparencyClient) AuditKeyTransparency(ctx context.Context, request *AuditKeyTransparencyRequest) (*AuditKeyTransparencyResponse, error) {
 	response := new(AuditKeyTransparencyResponse)
 	if err := c.caller.Call(ctx, MethodAuditKeyTransparency, request, response); err != nil {
@@ -1389,7 +1438,8 @@ func (c TransparencyClient) GetCheckpoint(ctx context.Context, request *GetCheck
 	return response, nil
 }
 
-// ProveConsistency: Proves that a later log only adds to an earlier one.
+// ProveConsistency: Proves that a later log only adds to an earlier one, by the hashes of RFC
+// 6962, section 2.1.2; from an empty log by none.
 func (c TransparencyClient) ProveConsistency(ctx context.Context, request *ProveConsistencyRequest) (*ProveConsistencyResponse, error) {
 	response := new(ProveConsistencyResponse)
 	if err := c.caller.Call(ctx, MethodProveConsistency, request, response); err != nil {

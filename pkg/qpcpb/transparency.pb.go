@@ -21,12 +21,13 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// That a name is bound to an identity key in the log of a checkpoint.
 type InclusionProof struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeafIndex     uint64                 `protobuf:"varint,1,opt,name=leaf_index,json=leafIndex,proto3" json:"leaf_index,omitempty"`
-	TreeSize      uint64                 `protobuf:"varint,2,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
-	Hashes        [][]byte               `protobuf:"bytes,3,rep,name=hashes,proto3" json:"hashes,omitempty"`         // 32 bytes each
-	Checkpoint    string                 `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // a signed note
+	TreeSize      uint64                 `protobuf:"varint,2,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"` // of the checkpoint
+	Hashes        [][]byte               `protobuf:"bytes,3,rep,name=hashes,proto3" json:"hashes,omitempty"`                      // 32 bytes each, RFC 6962, section 2.1.1
+	Checkpoint    string                 `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`              // a signed note
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -91,8 +92,8 @@ func (x *InclusionProof) GetCheckpoint() string {
 
 type RevokeKeyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	IdentityKey   []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // compromised, superseded or user_revoked
+	IdentityKey   []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"` // 32 bytes
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                              // compromised, superseded or user_revoked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -195,7 +196,7 @@ func (x *RevokeKeyResponse) GetLeafIndex() uint64 {
 
 type CheckRevocationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	IdentityKey   []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"`
+	IdentityKey   []byte                 `protobuf:"bytes,1,opt,name=identity_key,json=identityKey,proto3" json:"identity_key,omitempty"` // 32 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -299,8 +300,8 @@ func (x *CheckRevocationResponse) GetRevokedAt() uint64 {
 
 type AuditKeyTransparencyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
-	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"` // exclusive
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // from 0
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`     // exclusive, at most the size of the log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -352,8 +353,8 @@ func (x *AuditKeyTransparencyRequest) GetEnd() uint64 {
 type AuditKeyTransparencyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TreeSize      uint64                 `protobuf:"varint,1,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
-	LeafHashes    [][]byte               `protobuf:"bytes,2,rep,name=leaf_hashes,json=leafHashes,proto3" json:"leaf_hashes,omitempty"` // at most 1,000
-	Checkpoint    string                 `protobuf:"bytes,3,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	LeafHashes    [][]byte               `protobuf:"bytes,2,rep,name=leaf_hashes,json=leafHashes,proto3" json:"leaf_hashes,omitempty"` // 32 bytes each, at most 1,000
+	Checkpoint    string                 `protobuf:"bytes,3,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`                   // a signed note over tree_size leaves
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -447,8 +448,8 @@ func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
 
 type GetCheckpointResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Checkpoint    string                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
-	ServerKey     []byte                 `protobuf:"bytes,2,opt,name=server_key,json=serverKey,proto3" json:"server_key,omitempty"` // Ed25519 public key, 32 bytes
+	Checkpoint    string                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`                // a signed note (C2SP tlog-checkpoint)
+	ServerKey     []byte                 `protobuf:"bytes,2,opt,name=server_key,json=serverKey,proto3" json:"server_key,omitempty"` // Ed25519 public key, 32 bytes; it signs delivery proofs too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -500,7 +501,7 @@ func (x *GetCheckpointResponse) GetServerKey() []byte {
 type ProveConsistencyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	OldSize       uint64                 `protobuf:"varint,1,opt,name=old_size,json=oldSize,proto3" json:"old_size,omitempty"`
-	NewSize       uint64                 `protobuf:"varint,2,opt,name=new_size,json=newSize,proto3" json:"new_size,omitempty"`
+	NewSize       uint64                 `protobuf:"varint,2,opt,name=new_size,json=newSize,proto3" json:"new_size,omitempty"` // at least old_size, at most the size of the log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -641,11 +642,11 @@ const file_qpc_v1_transparency_proto_rawDesc = "" +
 	"\bold_size\x18\x01 \x01(\x04R\aoldSize\x12\x19\n" +
 	"\bnew_size\x18\x02 \x01(\x04R\anewSize\"2\n" +
 	"\x18ProveConsistencyResponse\x12\x16\n" +
-	"\x06hashes\x18\x01 \x03(\fR\x06hashes2\xff\x03\n" +
-	"\x13TransparencyService\x12K\n" +
-	"\tRevokeKey\x12\x18.qpc.v1.RevokeKeyRequest\x1a\x19.qpc.v1.RevokeKeyResponse\"\t\xa2\xbb\x18\x05\b\xfe\x03\x10\x02\x12`\n" +
-	"\x0fCheckRevocation\x12\x1e.qpc.v1.CheckRevocationRequest\x1a\x1f.qpc.v1.CheckRevocationResponse\"\f\xa2\xbb\x18\x05\b\xff\x03\x10\x02\x90\x02\x01\x12r\n" +
-	"\x14AuditKeyTransparency\x12#.qpc.v1.AuditKeyTransparencyRequest\x1a$.qpc.v1.AuditKeyTransparencyResponse\"\x0f\xa2\xbb\x18\b\b\x88\x04\x10\x01 \x80 \x90\x02\x01\x12]\n" +
+	"\x06hashes\x18\x01 \x03(\fR\x06hashes2\xdc\x04\n" +
+	"\x13TransparencyService\x12s\n" +
+	"\tRevokeKey\x12\x18.qpc.v1.RevokeKeyRequest\x1a\x19.qpc.v1.RevokeKeyResponse\"1\xa2\xbb\x18-\b\xfe\x03\x10\x02 \x80 *\x01\a2 Once a key; it cannot be undone.\x12c\n" +
+	"\x0fCheckRevocation\x12\x1e.qpc.v1.CheckRevocationRequest\x1a\x1f.qpc.v1.CheckRevocationResponse\"\x0f\xa2\xbb\x18\b\b\xff\x03\x10\x02 \x80 \x90\x02\x01\x12\xa3\x01\n" +
+	"\x14AuditKeyTransparency\x12#.qpc.v1.AuditKeyTransparencyRequest\x1a$.qpc.v1.AuditKeyTransparencyResponse\"@\xa2\xbb\x189\b\x88\x04\x10\x01 \x80 2/1,000 leaves an answer; ask again for the rest.\x90\x02\x01\x12]\n" +
 	"\rGetCheckpoint\x12\x1c.qpc.v1.GetCheckpointRequest\x1a\x1d.qpc.v1.GetCheckpointResponse\"\x0f\xa2\xbb\x18\b\b\xf2\a\x10\x01 \x80 \x90\x02\x01\x12f\n" +
 	"\x10ProveConsistency\x12\x1f.qpc.v1.ProveConsistencyRequest\x1a .qpc.v1.ProveConsistencyResponse\"\x0f\xa2\xbb\x18\b\b\xf3\a\x10\x01 \x80 \x90\x02\x01B'Z%github.com/quicprochat/qpcd/pkg/qpcpbb\x06proto3"
 

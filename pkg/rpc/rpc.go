@@ -44,6 +44,9 @@ const (
 	// otherwise the connections that one address may have, each with all its
 	// streams half sent, would keep everybody else out.
 	maxRunningPerSource = maxRunning / 2
+	// maxRunningOfPeers bounds the calls of other servers, which count apart
+	// from those of clients: a peer makes a few at once.
+	maxRunningOfPeers = 128
 
 	// maxFields bounds the known fields of a request above smallFrame: a
 	// repeated field costs 2 bytes of a frame and 24 of memory an entry, so

@@ -68,14 +68,16 @@ type Server struct {
 	options    ServerOptions
 	handlers   map[qpcpb.MethodID]qpcpb.Handler
 	memory     *semaphore.Weighted
-	background sync.WaitGroup // connections that say their last words
+	peerMemory *semaphore.Weighted // of the connections of other servers
+	background sync.WaitGroup      // connections that say their last words
 	stopped    chan struct{}
 	stopOnce   sync.Once
 
 	mu       sync.Mutex
 	draining bool
 	calls    sync.WaitGroup     // requests that are whole and not yet answered
-	running  int                // all calls, those included whose request is on its way
+	running  int                // all calls, those included whose request is on its way, but the peers'
+	ofPeers  int                // the calls of other servers
 	sources  map[netip.Addr]int // the same by source address
 }
 
@@ -90,7 +92,9 @@ func NewServer(options ServerOptions) *Server {
 		handlers: make(map[qpcpb.MethodID]qpcpb.Handler),
 		sources:  make(map[netip.Addr]int),
 		memory:   semaphore.NewWeighted(options.MemoryBudget),
-		stopped:  make(chan struct{}),
+		// A part of their own, so that neither side can keep the other out.
+		peerMemory: semaphore.NewWeighted(peerBudget),
+		stopped:    make(chan struct{}),
 	}
 }
 
@@ -102,7 +106,7 @@ func (s *Server) Register(method qpcpb.MethodID, h qpcpb.Handler) { s.handlers[m
 func (s *Server) Running() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.running
+	return s.running + s.ofPeers
 }
 
 // ServeConn answers the calls of one client connection until it ends, and
@@ -114,7 +118,7 @@ func (s *Server) ServeConn(conn transport.Conn) { s.serve(newPeer(s, conn)) }
 // no others.
 func (s *Server) ServePeer(conn transport.Conn, domain string) {
 	p := newPeer(s, conn)
-	p.side, p.domain = sidePeer, domain
+	p.side, p.domain, p.memory.shared = sidePeer, domain, s.peerMemory
 	s.serve(p)
 }
 
@@ -172,12 +176,18 @@ func (s *Server) Close() {
 
 // claim takes a place for a call whose request is on its way, or says why
 // there is none.
-func (s *Server) claim(source netip.Addr) *Error {
+func (s *Server) claim(p *Peer) *Error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	source := p.source
 	switch {
 	case s.draining:
 		return drainingError()
+	case p.side == sidePeer && s.ofPeers >= maxRunningOfPeers:
+		return Errorf(qpcpb.CodeBusy, "too many calls of other servers are under way; try again").After(time.Second)
+	case p.side == sidePeer:
+		s.ofPeers++
+		return nil
 	case s.running >= maxRunning:
 		return Errorf(qpcpb.CodeBusy, "the server is at its limit of calls; try again").After(time.Second)
 	case s.sources[source] >= maxRunningPerSource:
@@ -188,9 +198,14 @@ func (s *Server) claim(source netip.Addr) *Error {
 	return nil
 }
 
-func (s *Server) release(source netip.Addr) {
+func (s *Server) release(p *Peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if p.side == sidePeer {
+		s.ofPeers--
+		return
+	}
+	source := p.source
 	s.running--
 	if s.sources[source]--; s.sources[source] == 0 {
 		delete(s.sources, source)
@@ -369,12 +384,12 @@ func (s *Server) serveCall(ctx context.Context, p *Peer, stream transport.Stream
 		s.refuseUnread(stream, r, header, refusal)
 		return
 	}
-	if refusal := s.claim(p.source); refusal != nil {
+	if refusal := s.claim(p); refusal != nil {
 		seen.Code = refusal.Code
 		s.refuseUnread(stream, r, header, refusal)
 		return
 	}
-	defer s.release(p.source)
+	defer s.release(p)
 
 	c := &call{peer: p, memory: reservation{from: &p.memory}}
 	defer c.memory.release()
@@ -496,17 +511,24 @@ func (s *Server) readRequest(ctx context.Context, c *call, info *qpcpb.MethodInf
 	return request, nil
 }
 
-// countFields counts the fields of a message that it knows, up to the first
-// that does not parse. Unknown ones are kept as they came, which costs what
-// they cost on the wire. No request nests a repeated field.
+// countFields counts the fields of a message that it knows, and of the messages
+// in it, up to the first that does not parse. Unknown ones are kept as they
+// came, which costs what they cost on the wire. No request nests deeper than
+// two messages.
 func countFields(payload []byte, known protoreflect.MessageDescriptor) (count int) {
 	for len(payload) > 0 {
-		number, _, n := protowire.ConsumeField(payload)
+		number, kind, n := protowire.ConsumeField(payload)
 		if n < 0 {
 			return count
 		}
-		if known.Fields().ByNumber(number) != nil {
+		if field := known.Fields().ByNumber(number); field != nil {
 			count++
+			if field.Message() != nil && kind == protowire.BytesType {
+				_, _, head := protowire.ConsumeTag(payload)
+				if inner, _ := protowire.ConsumeBytes(payload[head:]); inner != nil {
+					count += countFields(inner, field.Message())
+				}
+			}
 		}
 		payload = payload[n:]
 	}

@@ -4,10 +4,16 @@ import (
 	"errors"
 	"time"
 
+	"github.com/quicprochat/qpcd/pkg/push"
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/rpc"
 	"github.com/quicprochat/qpcd/pkg/service/auth"
+	"github.com/quicprochat/qpcd/pkg/service/delivery"
+	"github.com/quicprochat/qpcd/pkg/service/device"
 	"github.com/quicprochat/qpcd/pkg/service/directory"
+	"github.com/quicprochat/qpcd/pkg/service/group"
+	"github.com/quicprochat/qpcd/pkg/service/reach"
+	"github.com/quicprochat/qpcd/pkg/service/transparency"
 	"github.com/quicprochat/qpcd/pkg/store"
 )
 
@@ -28,7 +34,9 @@ func (s *Server) describe(err error) *rpc.Error {
 		return rpc.Errorf(qpcpb.CodeDiskFull, "the server's disk is full; its owner must make room").After(storageRetry).Because(err)
 	case errors.Is(err, store.ErrClosed):
 		return rpc.Errorf(qpcpb.CodeDraining, "the server is shutting down; connect again soon").After(time.Second).Because(err)
-	case errors.Is(err, store.ErrCommit), errors.Is(err, store.ErrNotWritable), errors.Is(err, store.ErrCorrupt):
+	case store.IsUnwritable(err): // the store has logged it, once
+		return rpc.Errorf(qpcpb.CodeStorageFailed, "the server cannot store anything now; try again later").After(storageRetry).Because(err)
+	case errors.Is(err, store.ErrNotWritable), errors.Is(err, store.ErrCorrupt):
 		s.log.Error("the storage failed", "error", err)
 		return rpc.Errorf(qpcpb.CodeStorageFailed, "the server cannot store anything now; try again later").After(storageRetry).Because(err)
 	}
@@ -43,6 +51,49 @@ func (s *Server) eraseTx(tx *store.Tx, identity rpc.IdentityKey) error {
 		}
 	}
 	return nil
+}
+
+// mayLogInTx asks every domain that may keep an identity from logging in.
+func (s *Server) mayLogInTx(tx *store.Tx, identity rpc.IdentityKey) error {
+	for _, may := range s.mayLogIn {
+		if err := may(tx, identity); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// boundAccounts lists the accounts for the transparency log, which is made
+// before them.
+type boundAccounts struct{ accounts **auth.Service }
+
+func (b boundAccounts) CountTx(tx *store.Tx) (int, error) { return (*b.accounts).CountTx(tx) }
+
+func (b boundAccounts) BindingsTx(tx *store.Tx, after string, limit int) ([]transparency.Binding, error) {
+	accounts, err := (*b.accounts).ListTx(tx, "", after, limit)
+	if err != nil {
+		return nil, err
+	}
+	bindings := make([]transparency.Binding, len(accounts))
+	for i, a := range accounts {
+		bindings[i] = transparency.Binding{Username: a.Username, Identity: a.Identity}
+	}
+	return bindings, nil
+}
+
+// usableAccounts are those that may publish keys: a call that was on its way
+// when the identity key was revoked finds none.
+type usableAccounts struct {
+	accounts *auth.Service
+	keyLog   *transparency.Service
+}
+
+func (u usableAccounts) ExistsTx(tx *store.Tx, identity rpc.IdentityKey) (bool, error) {
+	revoked, err := u.keyLog.RevokedTx(tx, identity)
+	if err != nil || revoked {
+		return false, err
+	}
+	return u.accounts.ExistsTx(tx, identity)
 }
 
 // accountBook shows the accounts to the directory in its own terms.
@@ -93,4 +144,45 @@ func unblocked(tx *store.Tx, names *directory.Service, of rpc.IdentityKey, conta
 		}
 	}
 	return kept, nil
+}
+
+// wakingHub is the hub as delivery sees it. Delivery looks for connections once
+// for each message that it has stored, after the commit; where there are none,
+// the recipient's devices are woken.
+type wakingHub struct {
+	*push.Hub
+	reach *reach.Service
+}
+
+func (h wakingHub) Online(identity rpc.IdentityKey) bool {
+	online := h.Hub.Online(identity)
+	if !online {
+		h.reach.Wake(identity)
+	}
+	return online
+}
+
+// usernames tells groups what their members are called.
+type usernames struct{ accounts *auth.Service }
+
+func (u usernames) UsernameTx(tx *store.Tx, identity rpc.IdentityKey) (string, bool, error) {
+	a, err := u.accounts.FindByKeyTx(tx, identity)
+	if errors.Is(err, auth.ErrNoAccount) {
+		return "", false, nil
+	}
+	return a.Username, err == nil, err
+}
+
+// groupDevices lists devices for the groups, which are made before them.
+type groupDevices struct{ devices **device.Service }
+
+func (g groupDevices) ListTx(tx *store.Tx, identity rpc.IdentityKey) ([]rpc.DeviceID, error) {
+	return (*g.devices).ListTx(tx, identity)
+}
+
+// groupPost queues what groups send, by the delivery that is made after them.
+type groupPost struct{ server *Server }
+
+func (g groupPost) PostTx(tx *store.Tx, p group.Posting) error {
+	return g.server.delivery.PostTx(tx, delivery.Posting(p))
 }

@@ -73,6 +73,12 @@ func (l *lines) String() string {
 // built what New has made, before it runs.
 func open(t testing.TB, dir string, tweak func(*config.Config), built ...func(*Server)) *house {
 	t.Helper()
+	return openWith(t, dir, Options{}, tweak, built...)
+}
+
+// openWith is open with options of the server of its own.
+func openWith(t testing.TB, dir string, o Options, tweak func(*config.Config), built ...func(*Server)) *house {
+	t.Helper()
 	cfg, _, err := config.Load(config.Sources{
 		Args:       []string{"--data-dir", dir, "--registration", "open"},
 		DefaultUCI: filepath.Join(dir, "none"),
@@ -86,11 +92,9 @@ func open(t testing.TB, dir string, tweak func(*config.Config), built ...func(*S
 		tweak(cfg)
 	}
 	h := &house{t: t, dir: dir, done: make(chan error, 1)}
-	h.s, err = New(t.Context(), cfg, Options{
-		Log:     slog.New(slog.NewTextHandler(&h.log, nil)),
-		Version: "test",
-		Now:     func() time.Time { return time.Now().Add(time.Duration(h.skip.Load())) },
-	})
+	o.Log, o.Version = slog.New(slog.NewTextHandler(&h.log, nil)), "test"
+	o.Now = func() time.Time { return time.Now().Add(time.Duration(h.skip.Load())) }
+	h.s, err = New(t.Context(), cfg, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,10 +272,15 @@ func (h *house) settle(u *user) *user {
 	hash := sha256.Sum256(u.token)
 	err := h.s.db.Write(within(h.t), func(tx *store.Tx) error {
 		now := time.Now().Unix()
-		_, err := tx.Exec(`INSERT OR IGNORE INTO auth_account (identity_key, username, opaque_record, registered_at, last_seen_at) VALUES (?, ?, zeroblob(192), ?, ?)`,
+		made, err := tx.Exec(`INSERT OR IGNORE INTO auth_account (identity_key, username, opaque_record, registered_at, last_seen_at) VALUES (?, ?, zeroblob(192), ?, ?)`,
 			u.key, u.name, now, now)
 		if err != nil {
 			return err
+		}
+		if made.RowsAffected == 1 {
+			if err := h.s.keyLog.BindTx(tx, u.name, u.key); err != nil {
+				return err
+			}
 		}
 		_, err = tx.Exec(`INSERT INTO auth_session (token_hash, account_id, valid_until) SELECT ?, id, ? FROM auth_account WHERE identity_key = ?`,
 			hash, h.s.db.ServiceTime()+int64(30*24*time.Hour/time.Second), u.key)

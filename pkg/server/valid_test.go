@@ -31,6 +31,7 @@ type stage struct {
 	alice, bob, root *user
 	stranger         *client // never logged in
 	user, admin      *client // alice and root
+	peer             *client // another server; see asPeer
 	device           []byte  // of alice
 	channel          []byte  // of alice and bob
 	upload           []byte  // of a registration
@@ -230,6 +231,14 @@ func rows() map[qpcpb.MethodID]row {
 	for _, more := range []func() map[qpcpb.MethodID]row{
 		// One line a domain, by name; its function stands in
 		// valid_<domain>_test.go.
+		moderationRows,
+		reachRows,
+		recoveryRows,
+		blobRows,
+		controlRows,
+		federationRows,
+		groupRows,
+		transparencyRows,
 	} {
 		maps.Copy(all, more())
 	}
@@ -413,7 +422,7 @@ func coreRows() map[qpcpb.MethodID]row {
 		},
 		qpcpb.MethodResolveUser: {
 			valid:  func(*stage, *client) proto.Message { return &qpcpb.ResolveUserRequest{Username: "bob"} },
-			fields: map[protoreflect.Name]rule{"username": username()},
+			fields: map[protoreflect.Name]rule{"username": username().but(qpcpb.CodeDomainUnknown, "domain")},
 		},
 		qpcpb.MethodResolveIdentity: {
 			valid: func(s *stage, _ *client) proto.Message {
@@ -514,6 +523,7 @@ func newStage(t testing.TB) *stage {
 	s := &stage{house: open(t, t.TempDir(), func(c *config.Config) {
 		c.Admins = []config.IdentityKey{config.IdentityKey(root.key)}
 		c.QueueMessages, c.QueueBytes = 1<<20, 1<<40
+		c.PushHosts = []string{"192.0.2.1"} // nobody's (RFC 5737), and never dialled: alice stays connected
 	})}
 	s.alice, s.bob, s.root = s.settle(person("alice")), s.settle(person("bob")), s.settle(root)
 	s.stranger = s.pipe()

@@ -81,6 +81,26 @@ func writableDir(path string) error {
 	return nil
 }
 
+// Lock keeps everybody else from opening a database, this process included,
+// until release is called; it opens nothing itself. It is [ErrLocked] while
+// somebody has it open, and does nothing where there is no file.
+func Lock(path string) (release func() error, err error) {
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() error { return nil }, nil
+	}
+	if err != nil {
+		return nil, &Refusal{Kind: ErrNotWritable, Path: path, Detail: "check the owner and mode of the file", Cause: err}
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = &Refusal{Kind: ErrLocked, Path: path, Detail: "another process has it open; stop it first"}
+		}
+		return nil, errors.Join(err, file.Close())
+	}
+	return file.Close, nil
+}
+
 // create makes an empty database at path: under another name first, so that a
 // crash never leaves half of one under the real name.
 func create(ctx context.Context, path string, applicationID int32) error {

@@ -62,7 +62,7 @@ func newEngine(path string, file *os.File) (engine, error) {
 		return nil, fmt.Errorf("make room for the log's index: %w", err)
 	}
 	e := &ncrucesEngine{name: filepath.Base(memory), memory: memory}
-	vfs.Register(e.name, &exclusiveVFS{index: filepath.Join(memory, "index")})
+	vfs.Register(e.name, &exclusiveVFS{path: path, index: filepath.Join(memory, "index")})
 	// modeof: the log gets the database's mode; the driver's default is 0644.
 	uri := fileURI(path, url.Values{"vfs": {e.name}, "modeof": {path}})
 	e.connector, err = (&ncruces.SQLite{}).OpenConnector(uri)

@@ -30,6 +30,9 @@ var (
 	// ErrCommit: the batch could not be committed, and none of its writes is
 	// acknowledged. Trying again is sensible once the cause is gone.
 	ErrCommit = errors.New("commit failed")
+	// ErrReadOnly: the disk is full or fails, so that nothing is written. The
+	// write was not tried; the error wraps the reason, [ErrNoSpace] for one.
+	ErrReadOnly = errors.New("the database is read-only for now")
 	// ErrClosed: the database was closed before the call could run.
 	ErrClosed = errors.New("store is closed")
 	// ErrPanic: the function passed to Write panicked; it had no effect.
@@ -43,6 +46,12 @@ var (
 // IsNoSpace reports whether err came from a full disk, whichever way the driver
 // told it.
 func IsNoSpace(err error) bool { return errors.Is(err, ErrNoSpace) }
+
+// IsUnwritable reports whether err says that a write failed because of the
+// disk, and was undone: full, failing, or read-only for either reason.
+func IsUnwritable(err error) bool {
+	return errors.Is(err, ErrReadOnly) || errors.Is(err, ErrCommit) || errors.Is(err, ErrNoSpace)
+}
 
 // Refusal says why [Open] will not use a file. It unwraps to its Kind, one of
 // the sentinels above, and to its Cause.
@@ -138,7 +147,10 @@ func (db *DB) refusal(doing string, err error) error {
 // explain adds ErrNoSpace to err when the disk is full. A full disk is
 // SQLITE_FULL in one driver and a plain I/O error in the other, so for the
 // latter the free space decides.
-func (db *DB) explain(err error) error {
+func (db *DB) explain(err error) error { return explainAt(filepath.Dir(db.path), err) }
+
+// explainAt is explain for a file in any directory.
+func explainAt(dir string, err error) error {
 	if err == nil || errors.Is(err, ErrNoSpace) {
 		return err
 	}
@@ -147,13 +159,17 @@ func (db *DB) explain(err error) error {
 	case codeFull:
 		full = true
 	case codeIOErr, codeCantOpen:
-		full = full || freeBytes(filepath.Dir(db.path)) < noRoomBytes
+		full = full || freeBytes(dir) < noRoomBytes
 	}
 	if full {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	return err
 }
+
+// FreeBytes returns what this process may still write to the file system of a
+// directory, and plenty when that cannot be told.
+func FreeBytes(dir string) int64 { return int64(min(freeBytes(dir), 1<<62)) }
 
 // freeBytes returns what an unprivileged process may still write to the file
 // system of dir, and plenty when it cannot be told.

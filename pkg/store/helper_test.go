@@ -31,6 +31,10 @@ func runHelper(name string, args []string) int {
 	case "hold": // keep the database open until stdin ends
 		fmt.Println("open")
 		io.Copy(io.Discard, os.Stdin)
+	case "limit":
+		if err := limited(db); err != nil {
+			return fail(err)
+		}
 	case "crash": // write for ever, printing each acknowledged name
 		var mu sync.Mutex
 		var wg sync.WaitGroup

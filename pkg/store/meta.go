@@ -99,5 +99,14 @@ func (c *conn) checkpoint(mode string) error {
 	return nil
 }
 
+// copyLog copies what it can of the write-ahead log into the database without
+// waiting for anybody, and reports whether that was all: the log then starts
+// over in its own place.
+func (c *conn) copyLog() (all bool, err error) {
+	var busy, pages, copied int64
+	err = c.value("PRAGMA wal_checkpoint(PASSIVE)", &busy, &pages, &copied)
+	return err == nil && busy == 0 && pages == copied, err
+}
+
 // errCheckpointBusy: a reader kept the log from starting over.
 var errCheckpointBusy = errors.New("a reader is in the way")

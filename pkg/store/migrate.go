@@ -32,6 +32,12 @@ type migration struct {
 	sql  string
 }
 
+// Newest returns the number of the newest migration in fsys.
+func Newest(fsys fs.FS) (int, error) {
+	migrations, err := parseMigrations(fsys)
+	return len(migrations), err
+}
+
 var migrationName = regexp.MustCompile(`^([0-9]{4})_[a-z0-9_]+\.sql$`)
 
 // parseMigrations reads the .sql files of fsys. Index i holds number i+1.

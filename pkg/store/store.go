@@ -17,6 +17,8 @@
 //   - [Open] refuses what it should not touch ([ErrForeign], [ErrNewer],
 //     [ErrLocked], [ErrNotWritable], [ErrCorrupt]) and leaves every byte of it
 //     as it was.
+//   - On a disk that is full or fails it is read-only, refusing writes with the
+//     reason ([ErrReadOnly]), and writes again by itself when the disk does.
 //   - There is never a -shm file: flash file systems such as jffs2 cannot map
 //     one. See docs/decisions/0001-process-exclusive-wal.md.
 //
@@ -162,6 +164,9 @@ type DB struct {
 	closeOnce sync.Once
 	closeErr  error
 
+	trouble atomic.Pointer[trouble] // nil while there is writing; the writer's to change
+	reserve atomic.Int64            // bytes that must be free for it, as last measured
+
 	commits, writes, failedCommits, reads atomic.Uint64
 }
 
@@ -267,9 +272,15 @@ func (db *DB) start(ctx context.Context, o Options, migrations []migration) (err
 	if !meta.clean {
 		db.clock.credit(clockUncleanCredit)
 	}
-	// From here on a stop is unclean until Close says otherwise.
-	if err := w.storeMeta(false, db.clock.seconds()); err != nil {
-		return fmt.Errorf("mark %s as in use: %w", db.path, db.explain(err))
+	// From here on a stop is unclean until Close says otherwise. On a disk that
+	// takes no writes there is reading all the same, and the mark comes with
+	// the first write.
+	unmarked := w.storeMeta(false, db.clock.seconds())
+	if unmarked != nil {
+		unmarked = fmt.Errorf("mark %s as in use: %w", db.path, db.explain(unmarked))
+		if !storageTrouble(unmarked) {
+			return unmarked
+		}
 	}
 	if err := db.openReaders(ctx); err != nil {
 		return errors.Join(err, db.closeReaders(len(db.readers)))
@@ -278,6 +289,10 @@ func (db *DB) start(ctx context.Context, o Options, migrations []migration) (err
 		return errors.Join(err, db.closeReaders(len(db.readers)))
 	}
 	db.writer = newWriter(db, w)
+	db.writer.marked = unmarked == nil
+	if unmarked != nil {
+		db.writer.stopWriting(unmarked, true)
+	}
 	go db.writer.run()
 	return nil
 }
@@ -362,7 +377,11 @@ func (db *DB) Close() error {
 		<-db.writer.finished
 		w := db.writer.conn
 		errs := []error{db.closeReaders(db.readerCount)}
-		if err := w.storeMeta(true, db.clock.seconds()); err != nil {
+		if err := w.storeMeta(true, db.clock.seconds()); err != nil && db.trouble.Load() != nil {
+			// Nothing is lost: the log is read, and the file checked, when it is
+			// opened the next time.
+			db.log.Warn("the clean stop cannot be recorded", "error", db.explain(err))
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("record the clean stop of %s: %w", db.path, db.explain(err)))
 		} else if err := w.checkpoint("TRUNCATE"); err != nil {
 			errs = append(errs, fmt.Errorf("checkpoint %s: %w", db.path, db.explain(err)))

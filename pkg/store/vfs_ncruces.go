@@ -15,6 +15,7 @@ import (
 // whole already holds SQLite's lock (see newEngine), and the write-ahead log's
 // index is mapped from another place than beside the database.
 type exclusiveVFS struct {
+	path  string // of the database; a copy that is being made is a main database too
 	index string // path of the index's file
 	locks lockTable
 }
@@ -43,7 +44,7 @@ func (v *exclusiveVFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs
 		return nil, flags, sqlite3.CANTOPEN
 	}
 	f, out, err := os.OpenFilename(name, flags)
-	if err != nil || flags&vfs.OPEN_MAIN_DB == 0 {
+	if err != nil || flags&vfs.OPEN_MAIN_DB == 0 || name.String() != v.path {
 		return f, out, err
 	}
 	file, ok := f.(osFile)

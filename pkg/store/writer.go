@@ -29,8 +29,14 @@ import (
 // When ctx ends before fn has started, fn does not run and ctx's error is
 // returned. After that the result is awaited and told as it is: a commit that
 // happened is success.
+//
+// While the disk is full or fails, fn does not run either: the error is
+// [ErrReadOnly] with the reason, at once. See [DB.ReadOnly] and [Freeing].
 func (db *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := db.refused(ctx); err != nil {
 		return err
 	}
 	return db.writer.submit(ctx, fn)
@@ -51,6 +57,13 @@ type writer struct {
 	lost     error // why the batch cannot be committed
 	stopped  bool
 	walRetry time.Time // when an oversized log is worth another try
+
+	marked       bool          // the file says that it is in use, see examine
+	lastLook     time.Time     // at the free space
+	sinceLook    int           // bytes written since
+	retry        *time.Timer   // runs while the database is read-only
+	pause        time.Duration // before the next write to a disk that fails
+	healthySince time.Time     // when the last trouble ended
 }
 
 // request is one call of Write.
@@ -77,8 +90,16 @@ func newWriter(db *DB, c *conn) *writer {
 		conn:     c,
 		queue:    make(chan *request, queueLength),
 		finished: make(chan struct{}),
+		retry:    stoppedTimer(),
 		requests: sync.Pool{New: func() any { return &request{done: make(chan error, 1)} }},
 	}
+}
+
+// stoppedTimer returns a timer that does not run yet.
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
 }
 
 // submit hands fn to the writer and waits for its answer.
@@ -140,6 +161,8 @@ func (w *writer) run() {
 		case <-idle.C:
 			w.persistClock()
 			idle.Reset(clockPersistIdle)
+		case <-w.retry.C:
+			w.tryWriting()
 		case <-w.db.closing:
 			for {
 				select {
@@ -150,6 +173,7 @@ func (w *writer) run() {
 				}
 				break
 			}
+			w.retry.Stop()
 			w.stopped = true
 			return
 		}
@@ -162,10 +186,13 @@ func (w *writer) runBatch(first *request) {
 	if !first.state.CompareAndSwap(stateWaiting, stateStarted) {
 		return
 	}
+	if w.look(); w.refuse(first) {
+		return
+	}
 	w.batch = append(w.batch[:0], first)
 	w.bytes, w.dirty, w.lost = 0, false, nil
 	if err := w.conn.control("BEGIN IMMEDIATE"); err != nil {
-		w.settle(fmt.Errorf("%w: begin: %w", ErrCommit, w.db.explain(err)))
+		w.settle(w.failure("begin", err))
 		return
 	}
 	start := time.Now()
@@ -184,7 +211,7 @@ func (w *writer) runBatch(first *request) {
 		if r == nil {
 			break
 		}
-		if !r.state.CompareAndSwap(stateWaiting, stateStarted) {
+		if !r.state.CompareAndSwap(stateWaiting, stateStarted) || w.refuse(r) {
 			continue
 		}
 		w.batch = append(w.batch, r)
@@ -193,8 +220,11 @@ func (w *writer) runBatch(first *request) {
 			break
 		}
 	}
-	w.settle(w.commit())
-	w.tendLog()
+	err := w.commit()
+	w.settle(err)
+	if err == nil {
+		w.tendLog()
+	}
 }
 
 // runOne runs one function within the batch's transaction and undoes its
@@ -253,7 +283,7 @@ func (w *writer) call(tx *Tx, fn func(tx *Tx) error) (err error) {
 func (w *writer) commit() error {
 	err := w.lost
 	clock := int64(-1)
-	if err == nil && w.dirty && w.db.clock.due(clockPersistAfter) {
+	if err == nil && w.dirty && (!w.marked || w.db.clock.due(clockPersistAfter)) {
 		clock = w.db.clock.seconds()
 		err = w.conn.storeMeta(false, clock)
 	}
@@ -261,6 +291,7 @@ func (w *writer) commit() error {
 		err = w.conn.control("COMMIT")
 	}
 	if err == nil {
+		w.sinceLook += w.bytes
 		if w.dirty {
 			w.db.commits.Add(1)
 			for _, r := range w.batch {
@@ -271,13 +302,27 @@ func (w *writer) commit() error {
 		}
 		if clock >= 0 {
 			w.db.clock.persisted(clock)
+			w.marked = true
 		}
 		return nil
 	}
 	w.db.failedCommits.Add(1)
-	err = fmt.Errorf("%w: %w", ErrCommit, w.db.explain(err))
-	w.db.log.Error("writes failed", "error", err, "writes", len(w.batch))
-	return err
+	return w.failure("", err)
+}
+
+// failure turns the error that ended a batch into what its functions get, and
+// makes the database read-only when the disk is to blame.
+func (w *writer) failure(doing string, err error) error {
+	err = w.db.explain(err)
+	if doing != "" {
+		err = fmt.Errorf("%s: %w", doing, err)
+	}
+	if storageTrouble(err) {
+		w.stopWriting(err, true)
+	} else {
+		w.db.log.Error("writes failed", "error", err, "writes", len(w.batch))
+	}
+	return fmt.Errorf("%w: %w", ErrCommit, err)
 }
 
 // settle answers the batch: with failure if that is not nil, after rolling back,
@@ -326,7 +371,7 @@ func (w *writer) hook(fn func()) {
 
 // persistClock stores the service clock when no commit has carried it lately.
 func (w *writer) persistClock() {
-	if !w.db.clock.due(clockPersistAfter) {
+	if w.db.trouble.Load() != nil || !w.db.clock.due(clockPersistAfter) {
 		return
 	}
 	seconds := w.db.clock.seconds()
@@ -338,8 +383,12 @@ func (w *writer) persistClock() {
 }
 
 // tendLog keeps readers that overlap for ever from growing the write-ahead log
-// without bound.
+// without bound. On a full disk it lets the log not grow at all.
 func (w *writer) tendLog() {
+	if w.db.trouble.Load() != nil {
+		_, _ = w.conn.copyLog() // the next write tells, if it matters
+		return
+	}
 	size := fileSize(w.db.path + "-wal")
 	if size <= walMaxBytes || time.Now().Before(w.walRetry) {
 		return
@@ -362,7 +411,12 @@ func (w *writer) tendLog() {
 		w.db.log.Warn("a long read keeps the write-ahead log growing", "bytes", size)
 		return
 	}
-	w.db.log.Error("checkpoint failed", "error", w.db.explain(err), "bytes", size)
+	err = fmt.Errorf("copying the log: %w", w.db.explain(err))
+	if storageTrouble(err) {
+		w.stopWriting(err, true)
+		return
+	}
+	w.db.log.Error("checkpoint failed", "error", err, "bytes", size)
 }
 
 // holdReaders takes the read connections out of the pool, as they become

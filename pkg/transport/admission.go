@@ -63,6 +63,7 @@ var (
 	errFull     = errors.New("too many connections")
 	errSource   = errors.New("too many connections from this address")
 	errPending  = errors.New("too many unfinished handshakes")
+	errPeers    = errors.New("too many connections of other servers")
 	errDraining = errors.New("server shutting down")
 )
 
@@ -72,8 +73,13 @@ var (
 // An address that is not validated may be forged. So that nobody uses up
 // another's share, only half of a source's share, and half of the pending
 // handshakes, are given without a proof of address (Retry).
+//
+// Clients and other servers have budgets of their own, so that neither can keep
+// the other out. Which of the two a connection is, is known only when its
+// handshake is complete: until then it is admitted if either budget has room.
 type admission struct {
 	limits   Limits
+	peers    Peers         // nil: none
 	unproven *rate.Limiter // handshakes begun without proof of address
 	accepted atomic.Uint64
 	refused  atomic.Uint64
@@ -84,24 +90,38 @@ type admission struct {
 	pending    int
 	windowLeft int64 // of Limits.WindowBudget
 	slots      map[*slot]struct{}
-	sources    map[netip.Addr]int
+	sources    map[netip.Addr]int // of all that are not peers
+	clients    map[netip.Addr]int // of those that are known to be clients
+	ofClients  int                // in all
+	ofPeers    int
 }
 
-func newAdmission(limits Limits) *admission {
+func newAdmission(limits Limits, peers Peers) *admission {
 	return &admission{
 		limits:     limits,
+		peers:      peers,
 		unproven:   rate.NewLimiter(rate.Limit(limits.HandshakesPerSecond), limits.HandshakeBurst),
 		windowLeft: limits.WindowBudget,
 		slots:      map[*slot]struct{}{},
 		sources:    map[netip.Addr]int{},
+		clients:    map[netip.Addr]int{},
 	}
+}
+
+// reserve is how many connections of other servers there may be.
+func (a *admission) reserve() int {
+	if a.peers == nil {
+		return 0
+	}
+	return a.peers.Count() * connectionsPerPeer
 }
 
 // wantsProof decides whether a first packet without a token is answered by
 // Retry. Where it will be refused anyway, it is not.
 func (a *admission) wantsProof(addr netip.Addr) bool {
+	reserve := a.reserve()
 	a.mu.Lock()
-	hopeless := a.draining || len(a.slots) >= a.limits.Connections
+	hopeless := a.draining || len(a.slots)-a.ofPeers >= a.limits.Connections+reserve
 	busy := 2*a.pending >= a.limits.PendingHandshakes ||
 		2*a.sources[limit.Source(addr)] >= a.limits.ConnectionsPerSource
 	a.mu.Unlock()
@@ -116,15 +136,16 @@ func (a *admission) wantsProof(addr netip.Addr) bool {
 // before any state exists.
 func (a *admission) admit(addr netip.Addr) (*slot, error) {
 	s := &slot{admission: a, source: limit.Source(addr), pending: true}
+	reserve := a.reserve()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var err error
 	switch {
 	case a.draining:
 		err = errDraining
-	case len(a.slots) >= a.limits.Connections:
+	case len(a.slots)-a.ofPeers >= a.limits.Connections+reserve:
 		err = errFull
-	case a.sources[s.source] >= a.limits.ConnectionsPerSource:
+	case a.sources[s.source] >= a.limits.ConnectionsPerSource+reserve:
 		err = errSource
 	case a.pending >= a.limits.PendingHandshakes:
 		err = errPending
@@ -184,7 +205,56 @@ type slot struct {
 	grown   int64 // window budget taken
 	pending bool
 	gone    bool
+	side    slotSide
 	end     ender // nil until the connection exists
+}
+
+// slotSide is whose budget a slot counts for.
+type slotSide int
+
+const (
+	sideUnknown slotSide = iota // the handshake is under way
+	sideClient
+	sidePeer
+)
+
+// assign says which budget the connection counts for, or refuses it when that
+// one is used up.
+func (s *slot) assign(peer bool) error {
+	a := s.admission
+	reserve := a.reserve()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var err error
+	switch {
+	case s.gone || s.side != sideUnknown:
+		return nil
+	case peer && a.ofPeers >= reserve:
+		err = errPeers
+	case peer:
+		s.side = sidePeer
+		a.ofPeers++
+		a.forget(a.sources, s.source)
+	case a.ofClients >= a.limits.Connections:
+		err = errFull
+	case a.clients[s.source] >= a.limits.ConnectionsPerSource:
+		err = errSource
+	default:
+		s.side = sideClient
+		a.ofClients++
+		a.clients[s.source]++
+	}
+	if err != nil {
+		a.refused.Add(1)
+	}
+	return err
+}
+
+// forget takes one from a count.
+func (a *admission) forget(counts map[netip.Addr]int, source netip.Addr) {
+	if counts[source]--; counts[source] == 0 {
+		delete(counts, source)
+	}
 }
 
 // begun records the connection, to be closed with the listener.
@@ -219,8 +289,15 @@ func (s *slot) release() {
 	s.gone = true
 	s.settle()
 	delete(a.slots, s)
-	if a.sources[s.source]--; a.sources[s.source] == 0 {
-		delete(a.sources, s.source)
+	switch s.side {
+	case sidePeer:
+		a.ofPeers--
+	case sideClient:
+		a.ofClients--
+		a.forget(a.clients, s.source)
+		fallthrough
+	default:
+		a.forget(a.sources, s.source)
 	}
 	a.windowLeft += s.grown
 }

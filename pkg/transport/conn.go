@@ -199,3 +199,13 @@ func CloseError(err error) (code CloseCode, reason string, remote, ok bool) {
 	}
 	return 0, "", false, false
 }
+
+// PeerPin returns the pin of the certificate that the other side of a connection
+// has proven; ok is false when it presented none, as clients do.
+func PeerPin(c Conn) (pin Pin, ok bool) {
+	certs := c.PeerCertificates()
+	if len(certs) == 0 {
+		return pin, false
+	}
+	return PinOf(certs[0]), true
+}

@@ -30,6 +30,9 @@ type DialOptions struct {
 	Sessions tls.ClientSessionCache
 	// ALPN is the protocol asked for, [ALPN] if empty.
 	ALPN string
+	// Certificates, if set, has the certificate by which this side proves who
+	// it is to a server that asks, as for [FederationALPN] it does.
+	Certificates *CertificateStore
 	// LocalAddr is the address to dial from; the zero value leaves the
 	// choice to the system.
 	LocalAddr netip.Addr
@@ -217,6 +220,11 @@ func clientTLS(server Address, d *decision, o DialOptions) *tls.Config {
 	}
 	if o.ALPN == "" {
 		c.NextProtos[0] = ALPN
+	}
+	if o.Certificates != nil {
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return o.Certificates.GetCertificate(nil)
+		}
 	}
 	var sessions *sessionCache
 	if o.Sessions != nil {

@@ -108,7 +108,7 @@ func TestForgedHandshakesAreBoundedAndShutNobodyOut(t *testing.T) {
 }
 
 func TestForgedAddressesTakeHalfAShareOnly(t *testing.T) {
-	a := newAdmission(Limits{ConnectionsPerSource: 8}.withDefaults())
+	a := newAdmission(Limits{ConnectionsPerSource: 8}.withDefaults(), nil)
 	victim := addr("192.0.2.1")
 	taken := 0
 	for range 100 {
@@ -129,7 +129,7 @@ func TestForgedAddressesTakeHalfAShareOnly(t *testing.T) {
 }
 
 func TestWindowBudget(t *testing.T) {
-	a := newAdmission(Limits{WindowBudget: 100}.withDefaults())
+	a := newAdmission(Limits{WindowBudget: 100}.withDefaults(), nil)
 	one, _ := a.admit(addr("192.0.2.1"))
 	two, _ := a.admit(addr("192.0.2.2"))
 	if !one.grow(60) || two.grow(60) || !two.grow(40) || two.grow(1) {
@@ -158,7 +158,7 @@ func TestWindowBudgetEmptyIsSlowButFlows(t *testing.T) {
 func TestAdmission(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limits := Limits{Connections: 6, ConnectionsPerSource: 3, PendingHandshakes: 4, WindowBudget: 1000}.withDefaults()
-		a := newAdmission(limits)
+		a := newAdmission(limits, nil)
 		addrs := []netip.Addr{addr("10.0.0.1"), addr("10.0.0.2"), addr("2001:db8::1"), addr("2001:db8::2")}
 		live := map[*slot]bool{} // slot: pending
 		var refusals uint64

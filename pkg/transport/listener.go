@@ -30,8 +30,12 @@ type ServerOptions struct {
 	// Secret keeps tickets, tokens and resets valid over a restart; the caller
 	// stores it.
 	Secret Secret
-	// ALPN are the protocols served on the port, [ALPN] alone if empty.
+	// ALPN are the protocols served to clients on the port, [ALPN] alone if
+	// empty.
 	ALPN []string
+	// Peers are the servers that [FederationALPN] is served to, on the same
+	// port; nil: none.
+	Peers Peers
 	// Limits bound connections and memory; zero fields have their defaults.
 	Limits Limits
 	// Log gets what an operator should know; nil: nothing.
@@ -72,7 +76,7 @@ func Listen(ctx context.Context, o ServerOptions) (*Listener, error) {
 		return nil, errors.New("listen: the transport secret is empty")
 	}
 	l := &Listener{
-		admission: newAdmission(o.Limits.withDefaults()),
+		admission: newAdmission(o.Limits.withDefaults(), o.Peers),
 		log:       o.Log,
 		ready:     make(chan Conn, acceptQueue),
 		closing:   make(chan struct{}),
@@ -113,6 +117,15 @@ func serverTLS(o ServerOptions) (*tls.Config, error) {
 		c.NextProtos = []string{ALPN}
 	}
 	c.SetSessionTicketKeys([][32]byte{ticketKey})
+	if o.Peers != nil {
+		peers := peerTLS(o)
+		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if o.Peers.Count() > 0 && wantsFederation(hello.SupportedProtos, c.NextProtos) {
+				return peers, nil
+			}
+			return nil, nil
+		}
+	}
 	return c, nil
 }
 
@@ -259,15 +272,15 @@ func (l *Listener) serve(e endpoint) {
 		s.begun(conn{q})
 		// One goroutine for each unfinished handshake, bounded by
 		// Limits.PendingHandshakes.
-		l.running.Go(func() { l.deliver(q, s) })
+		l.running.Go(func() { l.deliver(conn{q}, s) })
 	}
 }
 
 // deliver brings one connection to Accept: at once if it carries 0-RTT data,
 // else when its handshake is complete, so that half-open connections cost the
 // rest of the house nothing.
-func (l *Listener) deliver(q *quic.Conn, s *slot) {
-	done := q.Context().Done()
+func (l *Listener) deliver(c conn, s *slot) {
+	q, done := c.q, c.Context().Done()
 	if !q.ConnectionState().Used0RTT {
 		select {
 		case <-q.HandshakeComplete():
@@ -277,8 +290,14 @@ func (l *Listener) deliver(q *quic.Conn, s *slot) {
 			return
 		}
 	}
+	// Who it is, is known now. Close refuses only when the connection is gone.
+	if err := s.assign(c.ALPN() == FederationALPN); err != nil {
+		l.log.Debug("connection refused", "from", q.RemoteAddr(), "reason", err)
+		_ = c.Close(CloseLimitExceeded, err.Error())
+		return
+	}
 	select {
-	case l.ready <- conn{q}:
+	case l.ready <- c:
 	case <-done:
 		return
 	case <-l.closing:

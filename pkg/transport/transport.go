@@ -6,8 +6,10 @@
 //
 // What it promises:
 //
-//   - Nothing older than TLS 1.3, no connection without a common ALPN, no
-//     client certificate asked for (PROTOCOL section 1).
+//   - Nothing older than TLS 1.3, no connection without a common ALPN. Clients
+//     are asked for no certificate (PROTOCOL section 1); other servers are, by
+//     an ALPN of their own on the same port, and only those whose pin is known
+//     get through the handshake ([Peers]).
 //   - A server is bounded: connections in all, connections per source address
 //     (an IPv6 /64 counts as one), unfinished handshakes, receive windows per
 //     connection and in all. What exceeds a bound is refused before any state

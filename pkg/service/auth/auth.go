@@ -10,6 +10,10 @@
 //     any other, takes as long and fails in the same way.
 //   - One identity key for each name and one name for each key. A name belongs
 //     to its key until the account is deleted, and to nobody for 30 days after.
+//   - An invite registers one account and is gone; only the hash of its code is
+//     stored. One that the owner made for an account registers that name anew,
+//     with another identity key, also where registration is closed; until then
+//     the account works as before.
 //   - A session survives a restart; it ends at logout, at a change of password
 //     elsewhere, with its device, with the account, or after session_ttl
 //     without use. Only the hash of its token is stored.
@@ -90,7 +94,7 @@ type Limits struct {
 }
 
 // Options says what the service is made of. All fields are needed but
-// Admins, Limits, Registered and MayLogIn.
+// Admins, Limits, Registered, Superseded and MayLogIn.
 type Options struct {
 	DB     *store.DB
 	Opaque *opaque.Server
@@ -111,6 +115,10 @@ type Options struct {
 	// Registered, when set, is told of every new binding of a name to an
 	// identity key, in the transaction that makes it.
 	Registered func(tx *store.Tx, username string, identity rpc.IdentityKey) error
+	// Superseded, when set, is told of an identity key whose name another key
+	// takes over by a reset, in the transaction that does it and before the old
+	// key is erased.
+	Superseded func(tx *store.Tx, identity rpc.IdentityKey) error
 	// MayLogIn, when set, returns the answer to an identity that may not log
 	// in, as an *rpc.Error, or nil.
 	MayLogIn func(tx *store.Tx, identity rpc.IdentityKey) error

@@ -83,6 +83,11 @@ func TestDeleteAccountLeavesNothing(t *testing.T) {
 		must(qpcpb.NewDeliveryClient(cb.Client).Enqueue(within, &qpcpb.EnqueueRequest{RecipientKey: aliceKey[:], ChannelId: id, Payload: []byte("x"), MessageId: make([]byte, 16)}))
 		must(qpcpb.NewDeliveryClient(ca.Client).Ack(within, &qpcpb.AckRequest{RecipientKey: aliceKey[:], ChannelId: id, SeqUpTo: 1, DeviceId: phone[:]}))
 	}
+	for i, owner := range []client{ca, cb} { // of one group, and a member of the other
+		id := []byte{0: byte(i + 1), 15: 0}
+		must(qpcpb.NewGroupClient(owner.Client).UpdateGroupMetadata(within, &qpcpb.UpdateGroupMetadataRequest{GroupId: id, AddMembers: [][]byte{aliceKey[:], bobKey[:]}}))
+		must(qpcpb.NewGroupClient(ca.Client).RotateKeys(within, &qpcpb.RotateKeysRequest{GroupId: id, Commit: []byte("x")}))
+	}
 	must(qpcpb.NewDirectoryClient(ca.Client).BlockUser(within, &qpcpb.BlockUserRequest{IdentityKey: bobKey[:]}))
 	must(qpcpb.NewDirectoryClient(cb.Client).BlockUser(within, &qpcpb.BlockUserRequest{IdentityKey: aliceKey[:]}))
 	must(ca.DeleteAccount(within, &qpcpb.DeleteAccountRequest{}))

@@ -58,6 +58,16 @@ func (a account) identity() rpc.IdentityKey {
 	return rpc.IdentityKey(a.key.Public().(ed25519.PublicKey))
 }
 
+// registrationRequest is the first message of a registration.
+func registrationRequest(t testing.TB) []byte {
+	t.Helper()
+	_, request, err := opaque.NewRegistration(rand.Reader, []byte("any"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return request
+}
+
 // upload returns a registration upload for the folded name.
 func (a account) upload(t testing.TB) []byte {
 	t.Helper()

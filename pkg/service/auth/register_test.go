@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quicprochat/qpcd/pkg/invite"
 	"github.com/quicprochat/qpcd/pkg/opaque"
 	"github.com/quicprochat/qpcd/pkg/proof"
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
@@ -124,11 +125,12 @@ func TestClosedRegistration(t *testing.T) {
 	servicetest.WantCode(t, c.finishRegistration(person("alice")), qpcpb.CodeRegistrationClosed)
 }
 
+// invites makes the code known as an invite.
 func (h *house) invites(code string, validFor time.Duration) {
 	h.t.Helper()
 	h.Write(func(tx *store.Tx) error {
 		_, err := tx.Exec("INSERT INTO auth_invite (code_hash, created_at, valid_until) VALUES (?, 0, ?)",
-			sha256.Sum256([]byte(code)), h.DB.ServiceTime()+int64(validFor/time.Second))
+			invite.Hash(code), h.DB.ServiceTime()+int64(validFor/time.Second))
 		return err
 	})
 }

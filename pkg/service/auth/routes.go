@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/quicprochat/qpcd/pkg/invite"
 	"github.com/quicprochat/qpcd/pkg/limit"
 	"github.com/quicprochat/qpcd/pkg/opaque"
 	"github.com/quicprochat/qpcd/pkg/proof"
@@ -40,7 +41,15 @@ func (s *Service) OpaqueRegisterStart(ctx context.Context, r *qpcpb.OpaqueRegist
 		return nil, err
 	}
 	if s.options.Registration == RegistrationClosed {
-		return nil, rpc.Errorf(qpcpb.CodeRegistrationClosed, "this server takes no new accounts")
+		// A name may still be registered anew, and which one shows only at the
+		// end, as with names that are taken.
+		open, err := s.resetOpen(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("looking for a reset: %w", err)
+		}
+		if !open {
+			return nil, closedError()
+		}
 	}
 	if wait, ok := s.registrations.Take(source(ctx), 1); !ok {
 		return nil, registrationsError(wait)
@@ -50,6 +59,10 @@ func (s *Service) OpaqueRegisterStart(ctx context.Context, r *qpcpb.OpaqueRegist
 		return nil, err
 	}
 	return &qpcpb.OpaqueRegisterStartResponse{Response: response}, nil
+}
+
+func closedError() error {
+	return rpc.Errorf(qpcpb.CodeRegistrationClosed, "this server takes no new accounts")
 }
 
 // registrationResponse answers the first message of a registration of a name,
@@ -87,32 +100,41 @@ func (s *Service) OpaqueRegisterFinish(ctx context.Context, r *qpcpb.OpaqueRegis
 	case s.options.RequireIdentityProof:
 		return nil, rpc.Errorf(qpcpb.CodeIdentityProofRequired, "this server wants proof of the identity key; update your client")
 	}
-	var invite *[32]byte
-	switch s.options.Registration {
-	case RegistrationClosed:
-		return nil, rpc.Errorf(qpcpb.CodeRegistrationClosed, "this server takes no new accounts")
-	case RegistrationInvite:
-		if r.Invite == "" {
-			return nil, rpc.Errorf(qpcpb.CodeInviteRequired, "this server wants an invite; ask its owner for one")
-		}
-		hash := sha256.Sum256([]byte(r.Invite))
-		invite = &hash
+	var code *[32]byte
+	if r.Invite != "" {
+		hash := invite.Hash(r.Invite)
+		code = &hash
+	}
+	switch {
+	case code != nil:
+	case s.options.Registration == RegistrationClosed:
+		return nil, closedError()
+	case s.options.Registration == RegistrationInvite:
+		return nil, rpc.Errorf(qpcpb.CodeInviteRequired, "this server wants an invite; ask its owner for one")
 	}
 	if wait, ok := s.finishes.Take(source(ctx), 1); !ok {
 		return nil, registrationsError(wait)
 	}
-	err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
-		return s.registerTx(tx, folded, identity, r.Upload, invite)
+	var superseded *rpc.IdentityKey
+	err = s.options.DB.Write(ctx, func(tx *store.Tx) (err error) {
+		superseded, err = s.registerTx(tx, folded, identity, r.Upload, code)
+		return err
 	})
 	switch {
 	case errors.Is(err, errNameTaken):
 		return nil, rpc.Errorf(qpcpb.CodeNameTaken, "the name is taken; choose another")
 	case errors.Is(err, errIdentityTaken):
 		return nil, rpc.Errorf(qpcpb.CodeIdentityTaken, "this identity key has an account already")
+	case errors.Is(err, errInvite) && s.options.Registration == RegistrationClosed:
+		return nil, closedError()
 	case errors.Is(err, errInvite):
 		return nil, rpc.Errorf(qpcpb.CodeInviteInvalid, "the invite is used up or has expired; ask for a new one")
 	case err != nil:
 		return nil, fmt.Errorf("storing an account: %w", err)
+	}
+	if superseded != nil {
+		s.options.Sessions.EndSessions(ctx, *superseded, func(*rpc.Principal) bool { return true },
+			transport.CloseSessionRevoked, "the account was registered anew")
 	}
 	s.failures.succeeded(folded, source(ctx), scopeName)
 	return &qpcpb.OpaqueRegisterFinishResponse{Success: true}, nil
@@ -204,7 +226,7 @@ func (s *Service) OpaqueLoginFinish(ctx context.Context, r *qpcpb.OpaqueLoginFin
 // Logout ends the caller's session, or all of them.
 func (s *Service) Logout(ctx context.Context, r *qpcpb.LogoutRequest) (*qpcpb.LogoutResponse, error) {
 	caller := rpc.PrincipalOf(ctx)
-	err := s.options.DB.Write(ctx, func(tx *store.Tx) error {
+	err := s.options.DB.Write(store.Freeing(ctx), func(tx *store.Tx) error {
 		if r.AllSessions {
 			if _, err := tx.Exec(deleteOtherSessions, caller.Identity, caller.Session); err != nil {
 				return err
@@ -256,7 +278,7 @@ func (s *Service) ChangePasswordFinish(ctx context.Context, r *qpcpb.ChangePassw
 // DeleteAccount removes the caller from every domain.
 func (s *Service) DeleteAccount(ctx context.Context, _ *qpcpb.DeleteAccountRequest) (*qpcpb.DeleteAccountResponse, error) {
 	caller := rpc.PrincipalOf(ctx)
-	err := s.options.DB.Write(ctx, func(tx *store.Tx) error { return s.eraseTx(tx, caller.Identity) })
+	err := s.options.DB.Write(store.Freeing(ctx), func(tx *store.Tx) error { return s.eraseTx(tx, caller.Identity) })
 	if errors.Is(err, ErrNoAccount) {
 		return nil, rpc.Errorf(qpcpb.CodeUserNotFound, "the account is deleted already")
 	}

@@ -41,9 +41,6 @@ const (
 	deleteRetired = `DELETE FROM auth_retired_name WHERE username = ?`
 	sweepRetired  = `DELETE FROM auth_retired_name WHERE username IN (SELECT username FROM auth_retired_name WHERE taken_until <= ? LIMIT ?)`
 
-	takeInvite   = `DELETE FROM auth_invite WHERE code_hash = ? AND valid_until > ?`
-	sweepInvites = `DELETE FROM auth_invite WHERE code_hash IN (SELECT code_hash FROM auth_invite WHERE valid_until <= ? LIMIT ?)`
-
 	selectSession = `SELECT a.identity_key, a.username, s.device_id, s.valid_until
 		FROM auth_session s JOIN auth_account a ON a.id = s.account_id WHERE s.token_hash = ? AND s.valid_until > ?`
 	insertSession = `INSERT INTO auth_session (token_hash, account_id, device_id, valid_until)
@@ -146,44 +143,43 @@ var (
 	errStale         = errors.New("the password was changed after the login began")
 )
 
-// registerTx makes an account, using up an invite when there is one.
-func (s *Service) registerTx(tx *store.Tx, folded string, identity rpc.IdentityKey, record []byte, invite *[32]byte) error {
+// registerTx makes an account, using up the code that came with it, if any. It
+// returns the identity key that had the name before, when the code was made to
+// replace it.
+func (s *Service) registerTx(tx *store.Tx, folded string, identity rpc.IdentityKey, record []byte, code *[32]byte) (superseded *rpc.IdentityKey, err error) {
 	now, service := s.options.Now().Unix(), s.options.DB.ServiceTime()
-	// The invite comes first: who has none learns nothing about names. What
+	// The code comes first: who has none learns nothing about names. What
 	// fails below gives it back with the transaction.
-	if invite != nil {
-		result, err := tx.Exec(takeInvite, *invite, service)
-		if err != nil {
-			return err
-		}
-		if result.RowsAffected == 0 {
-			return errInvite
-		}
+	if superseded, err = s.admitTx(tx, folded, identity, code); err != nil {
+		return nil, err
 	}
 	var one int
 	switch err := tx.QueryRow(selectRetired, folded, service).Scan(&one); {
 	case err == nil:
-		return errNameTaken
+		return nil, errNameTaken
 	case !errors.Is(err, store.ErrNoRows):
-		return err
+		return nil, err
 	}
 	if _, err := s.FindByNameTx(tx, folded); err == nil {
-		return errNameTaken
+		return nil, errNameTaken
 	} else if !errors.Is(err, ErrNoAccount) {
-		return err
+		return nil, err
 	}
 	if known, err := s.ExistsTx(tx, identity); err != nil {
-		return err
+		return nil, err
 	} else if known {
-		return errIdentityTaken
+		return nil, errIdentityTaken
 	}
 	if _, err := tx.Exec(deleteRetired, folded); err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := tx.Exec(insertAccount, identity, folded, record, now, now); err != nil || s.options.Registered == nil {
-		return err
+	if _, err := tx.Exec(insertAccount, identity, folded, record, now, now); err != nil {
+		return nil, err
 	}
-	return s.options.Registered(tx, folded, identity)
+	if s.options.Registered != nil {
+		err = s.options.Registered(tx, folded, identity)
+	}
+	return superseded, err
 }
 
 // loginTx makes a session for the account of p, whose OPAQUE record must
@@ -310,7 +306,7 @@ func (s *Service) touch(ctx context.Context, p rpc.Principal, until int64) {
 		}
 		return s.deviceSeenTx(tx, p)
 	})
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !store.IsUnwritable(err) {
 		s.options.Log.Warn("the use of a session is not written down", "error", err)
 	}
 }
@@ -323,7 +319,7 @@ func (s *Service) Seen(ctx context.Context, identity rpc.IdentityKey) {
 		_, err := tx.Exec(updateSeen, now, identity, now-seconds(seenEvery), now)
 		return err
 	})
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !store.IsUnwritable(err) {
 		s.options.Log.Warn("the presence of a user is not written down", "error", err)
 	}
 }

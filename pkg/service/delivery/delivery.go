@@ -16,6 +16,9 @@
 //   - The server learns who sends to whom and when, and never what: payloads
 //     are opaque. Who sent a stored message is not stored with it; the receipt
 //     that recognises a repetition names the sender, for the retention time.
+//   - A message to somebody on another server is answered when it is in that
+//     server's outbox, with a number and a proof of this one. One from there is
+//     stored like any other.
 //
 // A message is queued, then acknowledged by some devices, then released, which
 // hides it from everybody, and within a minute removed by the sweep. The queue
@@ -108,6 +111,9 @@ type Remote interface {
 	// RelayTx queues a message for another server. An *rpc.Error says that it
 	// is refused and that nothing was written.
 	RelayTx(tx *store.Tx, domain string, m Relay) error
+	// RelayEphemeral sends a message to a server that is connected, or drops
+	// it. It does not wait.
+	RelayEphemeral(domain string, m Relay)
 }
 
 // Relay is a message on its way to another server.
@@ -117,6 +123,9 @@ type Relay struct {
 	Payload           []byte
 	ID                rpc.MessageID // zeros for none
 	ValidFor          time.Duration
+	// Must says that the recipient must not miss it, as with PostTx: the home
+	// of a group sends it in its own name.
+	Must bool
 }
 
 // Limits are the bounds that an installation sets.

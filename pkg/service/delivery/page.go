@@ -191,7 +191,9 @@ var errOvertaken = errors.New("another call has read these messages")
 const maxFetchTries = 8
 
 // fetch reads a page and acknowledges it. The reading is done beside the
-// writer; the acknowledgement finds out whether somebody else was quicker.
+// writer; the acknowledgement finds out whether somebody else was quicker. On a
+// disk that takes no writes the messages are returned all the same, and stay:
+// whoever fetches again gets them again.
 func (s *Service) fetch(ctx context.Context, p page) ([]*qpcpb.Envelope, error) {
 	for range maxFetchTries {
 		envelopes, read, err := s.read(ctx, p)
@@ -202,7 +204,7 @@ func (s *Service) fetch(ctx context.Context, p page) ([]*qpcpb.Envelope, error) 
 		for _, at := range read {
 			last[at.queue] = at.seq
 		}
-		err = s.options.DB.Write(ctx, func(tx *store.Tx) error {
+		err = s.options.DB.Write(store.Freeing(ctx), func(tx *store.Tx) error {
 			if err := s.checkDeviceTx(tx, p); err != nil {
 				return err
 			}
@@ -213,7 +215,7 @@ func (s *Service) fetch(ctx context.Context, p page) ([]*qpcpb.Envelope, error) 
 			}
 			return nil
 		})
-		if err == nil {
+		if err == nil || store.IsUnwritable(err) {
 			return envelopes, nil
 		}
 		if !errors.Is(err, errOvertaken) {

@@ -179,12 +179,19 @@ func (s *Service) takeRate(sender rpc.IdentityKey, n int) error {
 // sender whom they have blocked it looks the same.
 func (s *Service) sendEphemeral(ctx context.Context, m message) error {
 	var blocked bool
+	var home string
 	err := s.options.DB.Read(ctx, func(tx *store.Tx) (err error) {
-		blocked, err = s.mayReachTx(tx, m.sender, m.to)
+		blocked, home, err = s.mayReachTx(tx, m)
 		return err
 	})
 	if err != nil || blocked {
 		return err
+	}
+	if home != "" {
+		s.options.Remote.RelayEphemeral(home, Relay{
+			Sender: m.sender, Recipient: m.to.recipient, Channel: m.to.channel(), Payload: m.payload, ID: m.id,
+		})
+		return nil
 	}
 	s.options.Push.Send(m.to.recipient, push.Event{Kind: qpcpb.EventEphemeral, Message: &qpcpb.Ephemeral{
 		SenderKey: m.sender[:], ChannelId: m.to.channel(), Payload: m.payload,
@@ -254,7 +261,7 @@ func (s *Service) Ack(ctx context.Context, r *qpcpb.AckRequest) (*qpcpb.AckRespo
 	if err != nil {
 		return nil, err
 	}
-	err = s.options.DB.Write(ctx, func(tx *store.Tx) error { return s.ackTx(tx, p, r.SeqUpTo) })
+	err = s.options.DB.Write(store.Freeing(ctx), func(tx *store.Tx) error { return s.ackTx(tx, p, r.SeqUpTo) })
 	if err != nil {
 		return nil, fmt.Errorf("acknowledging messages: %w", err)
 	}

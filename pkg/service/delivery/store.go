@@ -18,7 +18,7 @@ const (
 	queueColumns  = `SELECT id, party_id, channel, last_seq, acked_seq, first_bucket FROM delivery_queue`
 	selectQueue   = queueColumns + ` WHERE party_id = ? AND channel = ?`
 	selectLive    = queueColumns + ` WHERE party_id = ? AND last_seq > acked_seq`
-	insertQueue   = `INSERT INTO delivery_queue (party_id, channel, first_bucket) VALUES (?, ?, ?)`
+	insertQueue   = `INSERT INTO delivery_queue (party_id, channel, first_bucket, last_seq, acked_seq) SELECT ?, ?, ?, seq, seq FROM delivery_origin RETURNING id, last_seq, acked_seq`
 	updateLastSeq = `UPDATE delivery_queue SET last_seq = ? WHERE id = ?`
 
 	selectLastID  = `SELECT max(coalesce((SELECT max(id) FROM delivery_message), 0), coalesce((SELECT max(first_bucket) FROM delivery_queue), 0) << 8)`
@@ -37,6 +37,11 @@ type message struct {
 	id          rpc.MessageID
 	hasID       bool
 	validFor    int64 // seconds of service time
+	// fromHome says that another server sends it as the home of a group, which
+	// has made sure that it may: sender stands for that server, who is nobody's
+	// contact and in no channel.
+	fromHome bool
+	must     bool // see PostTx
 }
 
 // outcome is what became of a message.
@@ -92,27 +97,38 @@ func liveQueuesTx(tx *store.Tx, party int64) (queues []queue, err error) {
 }
 
 // mayReachTx refuses a message that may not go to its address, and reports
-// whether the recipient has blocked the sender.
-func (s *Service) mayReachTx(tx *store.Tx, sender rpc.IdentityKey, to address) (blocked bool, err error) {
-	exists, err := s.existsTx(tx, to.recipient)
+// whether the recipient has blocked the sender, and which other server the
+// recipient lives on; home is empty for this one.
+func (s *Service) mayReachTx(tx *store.Tx, m message) (blocked bool, home string, err error) {
+	exists, err := s.options.Accounts.ExistsTx(tx, m.to.recipient)
+	if err == nil && !exists && s.options.Remote != nil {
+		home, exists, err = s.options.Remote.HomeTx(tx, m.to.recipient)
+	}
 	if err != nil {
-		return false, err
+		return false, "", err
 	}
 	if !exists {
-		return false, rpc.Errorf(qpcpb.CodeUserNotFound, "nobody here has this identity key")
+		return false, "", rpc.Errorf(qpcpb.CodeUserNotFound, "nobody here has this identity key")
 	}
-	if to.inChannel {
-		if err := s.options.Channels.BothMembersTx(tx, to.id, sender, to.recipient); err != nil {
-			return false, err
+	if m.fromHome {
+		return false, home, nil
+	}
+	if m.to.inChannel {
+		if err := s.options.Channels.BothMembersTx(tx, m.to.id, m.sender, m.to.recipient); err != nil {
+			return false, "", err
 		}
 	}
-	return s.options.Blocks.BlockedTx(tx, to.recipient, sender)
+	if home != "" {
+		return false, home, nil // that server knows whom its users block
+	}
+	blocked, err = s.options.Blocks.BlockedTx(tx, m.to.recipient, m.sender)
+	return blocked, "", err
 }
 
 // enqueueTx stores a message. An *rpc.Error means that it is refused and that
 // nothing was written; other errors are the storage's.
 func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
-	blocked, err := s.mayReachTx(tx, m.sender, m.to)
+	blocked, home, err := s.mayReachTx(tx, m)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -134,7 +150,7 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 			}
 		}
 	}
-	if m.hasID && sender == 0 {
+	if m.hasID && sender == 0 && !m.fromHome {
 		// A sender who has deleted their account while this call was on its way
 		// must not leave a row behind.
 		switch exists, err := s.existsTx(tx, m.sender); {
@@ -145,12 +161,22 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 		}
 	}
 	// A full queue is full for a blocked sender too, who would notice else.
-	waiting, fits, err := s.roomTx(tx, q, len(m.payload), 1)
+	times := int64(1)
+	if m.fromHome {
+		times = 2 // as PostTx
+	}
+	waiting, fits, err := s.roomTx(tx, q, len(m.payload), times)
 	if err != nil {
 		return outcome{}, err
 	}
 	if !fits {
 		return outcome{}, rpc.Errorf(qpcpb.CodeQueueFull, "the recipient's queue is full until they fetch their messages")
+	}
+	if home != "" {
+		// It may refuse, so it comes before the first write here.
+		if err := s.relayTx(tx, home, m); err != nil {
+			return outcome{}, err
+		}
 	}
 	stored, err := s.nextTx(tx, &q, m)
 	if err != nil {
@@ -167,10 +193,18 @@ func (s *Service) enqueueTx(tx *store.Tx, m message) (outcome, error) {
 			return outcome{}, err
 		}
 	}
-	if blocked {
+	if blocked || home != "" {
 		return stored, nil
 	}
 	return stored, s.appendTx(tx, q, m, stored.seq, waiting)
+}
+
+// relayTx puts a message on its way to the server that its recipient lives on.
+func (s *Service) relayTx(tx *store.Tx, home string, m message) error {
+	return s.options.Remote.RelayTx(tx, home, Relay{
+		Sender: m.sender, Recipient: m.to.recipient, Channel: m.to.channel(),
+		Payload: m.payload, ID: m.id, ValidFor: time.Duration(m.validFor) * time.Second, Must: m.must,
+	})
 }
 
 // existsTx reports whether an identity lives here, or is known to live on
@@ -213,20 +247,8 @@ func (s *Service) nextTx(tx *store.Tx, q *queue, m message) (outcome, error) {
 	return outcome{seq: seq, payloadHash: m.payloadHash}, nil
 }
 
-// appendTx puts a message at the end of the log, or on its way to the server
-// that its recipient lives on.
+// appendTx puts a message at the end of the log.
 func (s *Service) appendTx(tx *store.Tx, q queue, m message, seq uint64, waiting load) error {
-	if s.options.Remote != nil {
-		switch home, elsewhere, err := s.options.Remote.HomeTx(tx, m.to.recipient); {
-		case err != nil:
-			return err
-		case elsewhere:
-			return s.options.Remote.RelayTx(tx, home, Relay{
-				Sender: m.sender, Recipient: m.to.recipient, Channel: m.to.channel(),
-				Payload: m.payload, ID: m.id, ValidFor: time.Duration(m.validFor) * time.Second,
-			})
-		}
-	}
 	received := max(0, s.options.Now().Unix()) // a clock before 1970 has no place on the wire
 	id, err := s.parties.nextID(tx)
 	if err != nil {
@@ -255,11 +277,24 @@ type Posting struct {
 // group: no block and no rate holds it back, and it may fill the queue to twice
 // its limits. What exceeds that is dropped: who has been away for so long
 // misses messages anyway.
+//
+// To a recipient on another server it goes in the name of this one, as the home
+// of the group, so that it arrives whoever has made it. An *rpc.Error says that
+// there is no room on the way there or no way, and that nothing was written.
 func (s *Service) PostTx(tx *store.Tx, p Posting) error {
 	m := message{
 		sender: p.Sender, to: address{recipient: p.Recipient, id: p.Channel, inChannel: p.InChannel},
 		payload: p.Payload, payloadHash: sha256.Sum256(p.Payload),
-		validFor: int64(s.options.Limits.Retention / time.Second),
+		validFor: int64(s.options.Limits.Retention / time.Second), must: true,
+	}
+	if s.options.Remote != nil {
+		home, elsewhere, err := s.options.Remote.HomeTx(tx, p.Recipient)
+		if err != nil {
+			return err
+		}
+		if elsewhere {
+			return s.relayTx(tx, home, m)
+		}
 	}
 	q, err := s.queueTx(tx, m.to)
 	if err != nil {
@@ -290,11 +325,10 @@ func (s *Service) openQueueTx(tx *store.Tx, q queue, to address) (queue, error) 
 		if err != nil {
 			return q, err
 		}
-		result, err := tx.Exec(insertQueue, q.party, to.channel(), bucketOf(last))
+		err = tx.QueryRow(insertQueue, q.party, to.channel(), bucketOf(last)).Scan(&q.id, &q.lastSeq, &q.ackedSeq)
 		if err != nil {
 			return q, err
 		}
-		q.id = result.LastInsertID
 	}
 	return q, nil
 }

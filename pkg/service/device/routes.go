@@ -6,7 +6,6 @@ import (
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/rpc"
 	"github.com/quicprochat/qpcd/pkg/store"
-	"github.com/quicprochat/qpcd/pkg/transport"
 )
 
 var _ qpcpb.DeviceServer = (*Service)(nil)
@@ -67,24 +66,15 @@ func (s *Service) registerTx(tx *store.Tx, identity rpc.IdentityKey, id rpc.Devi
 // ListDevices returns the devices of the caller (method 701).
 func (s *Service) ListDevices(ctx context.Context, _ *qpcpb.ListDevicesRequest) (*qpcpb.ListDevicesResponse, error) {
 	identity := rpc.PrincipalOf(ctx).Identity
-	var devices []row
+	var devices []*qpcpb.Device
 	err := s.options.DB.Read(ctx, func(tx *store.Tx) (err error) {
-		devices, err = readDevices(tx, identity)
+		devices, err = s.DetailsTx(tx, identity)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	response := &qpcpb.ListDevicesResponse{Devices: make([]*qpcpb.Device, len(devices))}
-	for i, d := range devices {
-		response.Devices[i] = &qpcpb.Device{
-			DeviceId:     d.id[:],
-			DeviceName:   d.name,
-			RegisteredAt: wireTime(d.registeredAt),
-			LastSeen:     wireTime(d.lastSeenAt),
-		}
-	}
-	return response, nil
+	return &qpcpb.ListDevicesResponse{Devices: devices}, nil
 }
 
 // RevokeDevice removes a device of the caller, with everything that the server
@@ -95,16 +85,9 @@ func (s *Service) RevokeDevice(ctx context.Context, request *qpcpb.RevokeDeviceR
 	if err != nil {
 		return nil, err
 	}
-	identity := rpc.PrincipalOf(ctx).Identity
-	err = s.options.DB.Write(ctx, func(tx *store.Tx) error { return s.revokeTx(tx, identity, id) })
-	if err != nil {
+	if err := s.Revoke(ctx, rpc.PrincipalOf(ctx).Identity, id); err != nil {
 		return nil, err
 	}
-	// Here and not in AfterCommit: the caller's own connection is closed after
-	// the answer, which only the goroutine of the call can arrange.
-	s.options.Sessions.EndSessions(ctx, identity, func(p *rpc.Principal) bool {
-		return p.HasDevice && p.Device == id
-	}, transport.CloseSessionRevoked, "this device has been revoked")
 	return &qpcpb.RevokeDeviceResponse{Success: true}, nil
 }
 

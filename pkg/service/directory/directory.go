@@ -7,7 +7,11 @@
 //     (pkg/username), so that its spelling does not matter.
 //   - Blocking and unblocking are idempotent, and the blocked are not told:
 //     nothing here answers them differently.
-//   - A list of users is ordered by name and can be read on from its last name.
+//   - A list of users is ordered by name and can be read on from its last name;
+//     it has the users of this server alone.
+//   - user@domain is looked up at that domain's server, and an identity that
+//     lives there is answered so. user@ with this server's own domain is the
+//     user here.
 //
 // An identity blocks at most 1,000 others. Nothing here expires; a block goes
 // with either of its accounts.
@@ -17,8 +21,11 @@
 package directory
 
 import (
+	"context"
+
 	"github.com/quicprochat/qpcd/pkg/rpc"
 	"github.com/quicprochat/qpcd/pkg/store"
+	"github.com/quicprochat/qpcd/pkg/username"
 )
 
 const (
@@ -69,13 +76,29 @@ type Prover interface {
 	InclusionProofTx(tx *store.Tx, username string, identity rpc.IdentityKey) ([]byte, error)
 }
 
-// Options says what a Service is made of. All but Prover are needed.
+// Remote knows people of other servers; federation.Service is one. Its errors
+// are answers to the caller.
+type Remote interface {
+	// Domain is this server's own.
+	Domain() string
+	// ResolveUser asks a domain for a name. The proof is that server's.
+	ResolveUser(ctx context.Context, who username.Address) (identity rpc.IdentityKey, proof []byte, err error)
+	// AddressOf returns user@domain of an identity; ok is false for one that
+	// lives here or that nobody has met.
+	AddressOf(ctx context.Context, identity rpc.IdentityKey) (address string, ok bool, err error)
+	// HomeTx returns the domain that an identity lives on; ok is false as above.
+	HomeTx(tx *store.Tx, identity rpc.IdentityKey) (domain string, ok bool, err error)
+}
+
+// Options says what a Service is made of. All but Prover and Remote are needed.
 type Options struct {
 	DB       *store.DB
 	Accounts Accounts
 	Presence Presence
 	// Prover may be nil: names then resolve without a proof.
 	Prover Prover
+	// Remote may be nil: then everybody lives here.
+	Remote Remote
 }
 
 // Service answers DirectoryService. It is safe for concurrent use.

@@ -131,7 +131,7 @@ func TestResolve(t *testing.T) {
 		"with domain":  {"bjørn_1@other.example", qpcpb.CodeInvalidUsername},
 		"32, nobody":   {strings.Repeat("a", 32), qpcpb.CodeUserNotFound},
 		"33":           {strings.Repeat("a", 33), qpcpb.CodeInvalidUsername},
-		"very long":    {strings.Repeat("a", 100_000), qpcpb.CodeInvalidUsername},
+		"very long":    {strings.Repeat("a", 100_000), qpcpb.CodePayloadTooLarge},
 		"SQL wildcard": {"bj%", qpcpb.CodeInvalidUsername},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,10 +19,18 @@ func userNotFound() error {
 // ResolveUser returns the identity of a name, with a proof that the binding is
 // in the transparency log where there is one (method 500).
 func (s *Service) ResolveUser(ctx context.Context, request *qpcpb.ResolveUserRequest) (*qpcpb.ResolveUserResponse, error) {
-	folded, err := username.Fold(request.Username)
+	who, err := s.parseName(request.Username)
 	if err != nil {
 		return nil, rpc.Errorf(qpcpb.CodeInvalidUsername, "%v", err)
 	}
+	if who.Domain != "" {
+		identity, proof, err := s.options.Remote.ResolveUser(ctx, who)
+		if err != nil {
+			return nil, err
+		}
+		return &qpcpb.ResolveUserResponse{IdentityKey: identity[:], InclusionProof: proof}, nil
+	}
+	folded := who.User
 	response := &qpcpb.ResolveUserResponse{}
 	err = s.options.DB.Read(ctx, func(tx *store.Tx) error {
 		account, ok, err := s.options.Accounts.FindByNameTx(tx, folded)
@@ -55,10 +63,30 @@ func (s *Service) ResolveIdentity(ctx context.Context, request *qpcpb.ResolveIde
 		account, err = s.findTx(tx, identity)
 		return err
 	})
+	if rpc.CodeOf(err) == qpcpb.CodeUserNotFound && s.options.Remote != nil {
+		address, ok, remote := s.options.Remote.AddressOf(ctx, identity)
+		if remote != nil || ok {
+			return &qpcpb.ResolveIdentityResponse{Username: address}, remote
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	return &qpcpb.ResolveIdentityResponse{Username: account.Username}, nil
+}
+
+// parseName reads a name, and leaves the domain out where it is this server's
+// own.
+func (s *Service) parseName(name string) (username.Address, error) {
+	if s.options.Remote == nil {
+		folded, err := username.Fold(name)
+		return username.Address{User: folded}, err
+	}
+	who, err := username.ParseAddress(name)
+	if who.Domain == s.options.Remote.Domain() {
+		who.Domain = ""
+	}
+	return who, err
 }
 
 // findTx returns the account of an identity, or USER_NOT_FOUND.
@@ -137,11 +165,24 @@ func (s *Service) change(ctx context.Context, field []byte, do func(tx *store.Tx
 		if !ok {
 			return rpc.Errorf(qpcpb.CodeUnauthenticated, "this account has been deleted; register to use the server again")
 		}
-		if _, err := s.findTx(tx, other); err != nil {
+		if err := s.knownTx(tx, other); err != nil {
 			return err
 		}
 		return do(tx, caller, other)
 	})
+}
+
+// knownTx returns USER_NOT_FOUND for an identity that lives neither here nor,
+// as far as is known, elsewhere.
+func (s *Service) knownTx(tx *store.Tx, identity rpc.IdentityKey) error {
+	_, err := s.findTx(tx, identity)
+	if rpc.CodeOf(err) != qpcpb.CodeUserNotFound || s.options.Remote == nil {
+		return err
+	}
+	if _, ok, remote := s.options.Remote.HomeTx(tx, identity); remote != nil || ok {
+		return remote
+	}
+	return err
 }
 
 func (s *Service) blockTx(tx *store.Tx, blocker, blocked rpc.IdentityKey) error {

@@ -21,43 +21,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-type house struct {
-	*servicetest.House
-	group *group.Service
-}
-
-func open(t *testing.T, random io.Reader) house {
-	h := house{House: servicetest.New(t)}
-	h.group = group.New(group.Options{DB: h.DB, Accounts: h.Accounts, Random: random})
-	qpcpb.RegisterChannelServer(h.Server, h.group)
-	h.Open()
-	return h
-}
-
-// person is somebody with a connection.
-type person struct {
-	qpcpb.ChannelClient
-	t *testing.T
-}
-
-func (h house) person(t *testing.T, name string) person {
-	return person{qpcpb.NewChannelClient(h.Connect(name)), t}
-}
-
-func (p person) create(peer []byte) (*qpcpb.CreateChannelResponse, error) {
-	return p.CreateChannel(servicetest.Within(p.t), &qpcpb.CreateChannelRequest{PeerKey: peer})
-}
-
-// opens creates a channel that must come to be.
-func (p person) opens(with string) (rpc.ChannelID, bool) {
-	p.t.Helper()
-	got, err := p.create(servicetest.Bytes(with))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return rpc.ChannelID(got.ChannelId), got.WasNew
-}
-
 func TestOneChannelPerPairAndOneCreator(t *testing.T) {
 	h := open(t, rand.Reader)
 	alice, bob, carol := h.person(t, "alice"), h.person(t, "bob"), h.person(t, "carol")

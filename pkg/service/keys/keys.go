@@ -20,6 +20,10 @@
 // a package holds beyond its first four bytes is not looked at: the server
 // could not tell a good one, and clients verify.
 //
+// Keys of somebody who lives on another server come from there, checked for
+// their form. Of their key packages there is one for all devices, and which
+// device it is of is not told.
+//
 // State: two tables, and in memory the buckets of the fetch limit.
 package keys
 
@@ -75,11 +79,25 @@ type Accounts interface {
 	ExistsTx(tx *store.Tx, identity rpc.IdentityKey) (bool, error)
 }
 
-// Options says what a Service is made of. All are needed.
+// Remote asks other servers for the keys of those who live there;
+// federation.Service is one. Its errors are answers to the caller.
+type Remote interface {
+	// HomeTx returns the domain that an identity lives on; ok is false for one
+	// that lives here or that nobody has met.
+	HomeTx(tx *store.Tx, identity rpc.IdentityKey) (domain string, ok bool, err error)
+	// KeyPackageOf takes a key package; it is empty when there is none.
+	KeyPackageOf(ctx context.Context, domain string, identity rpc.IdentityKey) ([]byte, error)
+	// HybridKeyOf returns a hybrid key; it is empty when there is none.
+	HybridKeyOf(ctx context.Context, domain string, identity rpc.IdentityKey) ([]byte, error)
+}
+
+// Options says what a Service is made of. All but Remote are needed.
 type Options struct {
 	DB       *store.DB
 	Accounts Accounts
 	Push     Pusher
+	// Remote may be nil: then everybody lives here.
+	Remote Remote
 	// Now is a monotonic clock, as time.Now is; it times the fetch limit.
 	Now func() time.Time
 }

@@ -138,12 +138,14 @@ func (s *Service) FetchKeyPackage(ctx context.Context, request *qpcpb.FetchKeyPa
 	if err != nil {
 		return nil, err
 	}
-	choices, packages, err := s.take(ctx, owner, func(stock []shelf) []choice {
-		if c, ok := pickOne(stock); ok {
-			return []choice{c}
+	if home, err := s.homeOf(ctx, owner); err != nil || home != "" {
+		if err != nil {
+			return nil, err
 		}
-		return nil
-	})
+		pkg, err := s.remotePackage(ctx, home, owner)
+		return &qpcpb.FetchKeyPackageResponse{Package: pkg}, err
+	}
+	choices, packages, err := s.take(ctx, owner, pickFirst)
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +161,12 @@ func (s *Service) FetchKeyPackages(ctx context.Context, request *qpcpb.FetchKeyP
 	owner, err := s.admitFetch(ctx, request.IdentityKey)
 	if err != nil {
 		return nil, err
+	}
+	if home, err := s.homeOf(ctx, owner); err != nil || home != "" {
+		if err != nil {
+			return nil, err
+		}
+		return s.remotePackages(ctx, home, owner)
 	}
 	// Waiting for memory must not happen in the transaction, so the most that
 	// the answer can be is reserved before it.
@@ -235,18 +243,33 @@ func (s *Service) hybridKeys(ctx context.Context, fields [][]byte) ([]*qpcpb.Hyb
 	if err := rpc.ReserveMemory(ctx, len(fields)*hybridEntry); err != nil {
 		return nil, err
 	}
-	var found []*qpcpb.HybridKey
-	err := s.options.DB.Read(ctx, func(tx *store.Tx) error {
+	public := make([][]byte, len(identities))
+	homes := make([]string, len(identities)) // empty: here
+	err := s.options.DB.Read(ctx, func(tx *store.Tx) (err error) {
 		for i, identity := range identities {
-			public, err := readHybrid(tx, identity)
-			if err != nil {
+			if public[i], err = readHybrid(tx, identity); err != nil {
 				return err
 			}
-			if public != nil {
-				found = append(found, &qpcpb.HybridKey{IdentityKey: fields[i], HybridPublicKey: public})
+			if public[i] != nil || s.options.Remote == nil {
+				continue
+			}
+			if homes[i], _, err = s.options.Remote.HomeTx(tx, identity); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
-	return found, err
+	if err == nil {
+		err = s.remoteHybrid(ctx, identities, homes, public)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var found []*qpcpb.HybridKey
+	for i, key := range public {
+		if len(key) > 0 {
+			found = append(found, &qpcpb.HybridKey{IdentityKey: fields[i], HybridPublicKey: key})
+		}
+	}
+	return found, nil
 }

@@ -15,7 +15,7 @@ CREATE TABLE group_member (
     place        INTEGER NOT NULL, -- order of joining: the lowest is the longest-standing
     joined_at    INTEGER NOT NULL,
     owner        INTEGER NOT NULL CHECK (owner IN (0, 1)),
-    address      TEXT    NOT NULL, -- user@domain in a copy, '' at home
+    address      TEXT    NOT NULL, -- user@domain, '' for one who lives here
     PRIMARY KEY (group_rowid, identity_key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX group_member_identity ON group_member (identity_key);

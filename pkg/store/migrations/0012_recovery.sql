@@ -1,5 +1,10 @@
+-- Bundles by the hash of their token hash. Two identities may use one hash: each
+-- has its own row, and the one stored first is the one that is found.
 CREATE TABLE recovery_bundle (
-    token_hash   BLOB PRIMARY KEY CHECK (length(token_hash) = 32),
+    id           INTEGER PRIMARY KEY,
+    lookup_hash  BLOB NOT NULL CHECK (length(lookup_hash) = 32),
     identity_key BLOB NOT NULL CHECK (length(identity_key) = 32),
-    bundle       BLOB NOT NULL
-) STRICT, WITHOUT ROWID;
+    bundle       BLOB NOT NULL,
+    UNIQUE (lookup_hash, identity_key)
+) STRICT;
+CREATE INDEX recovery_bundle_by_identity ON recovery_bundle (identity_key);

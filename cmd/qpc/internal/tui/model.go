@@ -243,6 +243,8 @@ func (m *model) event(e client.Event) tea.Cmd {
 		if mine && e.Err != nil {
 			m.waiting = e.Err.Error()
 		}
+	case client.EventDistrust:
+		return func() tea.Msg { return alarmMsg(e.Err.Error()) }
 	}
 	return nil
 }
@@ -260,8 +262,12 @@ func (m *model) has(no uint64) bool {
 // check asks whether the peer still has the key known here.
 func (m *model) check() tea.Cmd {
 	return func() tea.Msg {
-		if changed, ok := errors.AsType[*client.ErrIdentityChanged](m.o.Chat.Check(m.ctx)); ok {
+		err := m.o.Chat.Check(m.ctx)
+		if changed, ok := errors.AsType[*client.ErrIdentityChanged](err); ok {
 			return alarmMsg(changed.Error())
+		}
+		if broken, ok := errors.AsType[*client.ErrServerLog](err); ok {
+			return alarmMsg(broken.Error())
 		}
 		return nil
 	}

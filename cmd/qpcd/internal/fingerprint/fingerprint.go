@@ -12,15 +12,14 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
-	"strconv"
 	"strings"
 
 	"rsc.io/qr"
 
 	"github.com/quicprochat/qpcd/pkg/config"
+	"github.com/quicprochat/qpcd/pkg/invite"
 	"github.com/quicprochat/qpcd/pkg/transport"
 )
 
@@ -54,35 +53,17 @@ func Read(cfg *config.Config, addrs []net.Addr) (*Fingerprint, error) {
 	}
 	pin := transport.PinOf(leaf)
 	f := &Fingerprint{Certificate: cfg.TLSCert, SHA256: pin.String(), Words: pin.Words()}
-	if port := cfg.Listen[0].Port(); port != 0 {
+	if cfg.Listen[0].Port() != 0 {
+		named := cfg.Origin("server_name").Source != config.FromDefault
 		u := url.URL{
 			Scheme:   "qpc",
-			Host:     net.JoinHostPort(host(cfg, addrs), strconv.Itoa(int(port))),
+			Host:     invite.Addresses(cfg.ServerName, named, cfg.Listen[:1], addrs)[0].String(),
 			Path:     "/",
 			RawQuery: url.Values{"pin": {pin.Base64URL()}}.Encode(),
 		}
 		f.Link = u.String()
 	}
 	return f, nil
-}
-
-// host is where clients probably reach this server: by the name its owner gave
-// it, the one address it listens on, a private IPv4 address (which needs no
-// working name service), or the machine's name. The pin is what they trust, so
-// a wrong guess costs a connection and nothing else.
-func host(cfg *config.Config, addrs []net.Addr) string {
-	if cfg.Origin("server_name").Source != config.FromDefault {
-		return cfg.ServerName
-	}
-	if ip := cfg.Listen[0].Addr(); !ip.IsUnspecified() {
-		return ip.WithZone("").String()
-	}
-	for _, a := range addrs {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().Is4() && prefix.Addr().IsPrivate() {
-			return prefix.Addr().String()
-		}
-	}
-	return cfg.ServerName
 }
 
 // readLeaf reads the first certificate of a DER or PEM file.
@@ -118,14 +99,24 @@ func (f *Fingerprint) WriteText(w io.Writer, terminal bool) error {
 	fmt.Fprintf(&b, "Certificate  %s\nSHA-256      %s\nWords        %s\n             %s\n",
 		f.Certificate, f.SHA256, strings.Join(f.Words[:half], " "), strings.Join(f.Words[half:], " "))
 	if f.Link != "" {
-		// A screen does not get dirty, and a small code fits a small one: L.
-		code, err := qr.Encode(f.Link, qr.L)
-		if err != nil {
-			return fmt.Errorf("draw the QR code: %w", err)
+		fmt.Fprintf(&b, "Link         %s\n\n", f.Link)
+		if err := WriteQR(&b, f.Link, terminal); err != nil {
+			return err
 		}
-		fmt.Fprintf(&b, "Link         %s\n\n%s", f.Link, blocks(code, terminal))
 	}
 	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// WriteQR draws a text as a QR code. colours says that w is a terminal that
+// understands them.
+func WriteQR(w io.Writer, text string, colours bool) error {
+	// A screen does not get dirty, and a small code fits a small one: L.
+	code, err := qr.Encode(text, qr.L)
+	if err != nil {
+		return fmt.Errorf("draw the QR code: %w", err)
+	}
+	_, err = io.WriteString(w, blocks(code, colours))
 	return err
 }
 
