@@ -25,7 +25,7 @@ mkdir "$copy/tree"
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --ignore-failed-read -cf - 2>/dev/null | tar -xf - -C "$copy/tree"
 (cd "$copy/tree/protos" && go tool -modfile=../tools/buf/go.mod buf generate) || fail "buf generate"
 (cd "$copy/tree" && go generate ./... && go mod tidy) || fail "go generate, go mod tidy"
-for f in pkg/qpcpb docs/methods.md docs/configuration.md uci/qpcd go.mod go.sum; do
+for f in pkg/qpcpb docs/methods.md docs/configuration.md docs/metrics.md docs/running.md uci/qpcd go.mod go.sum; do
 	diff -r "$f" "$copy/tree/$f" >/dev/null || fail "$f is not current: run make generate, go mod tidy"
 done
 exit $failed

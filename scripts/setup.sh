@@ -4,6 +4,7 @@
 set -eu
 missing=
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+need ip iproute2
 need qemu-mips-static qemu-user-static
 need shellcheck shellcheck
 need sqlite3 sqlite3

@@ -5,6 +5,8 @@
 //     (TestEmulated)
 //   - opaque-ke as OPAQUE client, in WebAssembly (TestOPAQUE)
 //   - quiche as QUIC client (TestQUIC)
+//   - three servers that federate, in network namespaces: partition, power cut,
+//     and peers that lie, hang and replay (TestFederation)
 //
 // Each test skips with a sentence when what it needs is not installed, and
 // fails instead when QPC_INTEROP is "required", as it is in CI.

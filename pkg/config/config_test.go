@@ -170,8 +170,8 @@ var settingCases = map[string]struct {
 		invalid: map[string]string{"a\nb": `holds a control character; ` + pathValid},
 	},
 	"metrics_listen": {
-		field:   func(c *Config) any { return c.MetricsListen[0].String() },
-		valid:   map[string]any{"127.0.0.1:9101": "127.0.0.1:9101"},
+		field: func(c *Config) any { return c.MetricsListen[0].String() },
+		valid: map[string]any{"127.0.0.1:9101": "127.0.0.1:9101"},
 		invalid: map[string]string{
 			"9101":         `is not an IP address with a port; valid is an IP address with a TCP port, such as 127.0.0.1:9101`,
 			"0.0.0.0:9101": `is open to more than this network; choose an address of the LAN, or set metrics_public; valid is an IP address with a TCP port, such as 127.0.0.1:9101`,

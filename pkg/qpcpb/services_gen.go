@@ -754,7 +754,7 @@ type EndpointServer interface {
 	// an empty address takes it back.
 	PublishEndpoint(context.Context, *PublishEndpointRequest) (*PublishEndpointResponse, error)
 	// ResolveEndpoint: Returns the address that an identity has published, to itself and to those
-	// who share a channel or group with it and whom it has not blocked.
+	// who share a channel with it and whom it has not blocked.
 	ResolveEndpoint(context.Context, *ResolveEndpointRequest) (*ResolveEndpointResponse, error)
 }
 
@@ -785,7 +785,7 @@ func (c EndpointClient) PublishEndpoint(ctx context.Context, request *PublishEnd
 }
 
 // ResolveEndpoint: Returns the address that an identity has published, to itself and to those
-// who share a channel or group with it and whom it has not blocked.
+// who share a channel with it and whom it has not blocked.
 func (c EndpointClient) ResolveEndpoint(ctx context.Context, request *ResolveEndpointRequest) (*ResolveEndpointResponse, error) {
 	response := new(ResolveEndpointResponse)
 	if err := c.caller.Call(ctx, MethodResolveEndpoint, request, response); err != nil {

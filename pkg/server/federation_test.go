@@ -700,3 +700,33 @@ func TestASlowPeerHoldsUpNobodyElse(t *testing.T) {
 		t.Errorf("sam has %d messages", n)
 	}
 }
+
+// A server that makes itself a new key stays a peer: the old key has signed it.
+func TestAPeerHandsOverToANewKey(t *testing.T) {
+	t.Parallel()
+	a, b := newRealm(t, "a.example"), newRealm(t, "b.example")
+	befriend(a, b)
+	alice, bob := a.resident("alice"), b.resident("bob")
+	alice.finds(bob)
+	old := b.s.Pin()
+	if _, err := b.s.RotateCertificate(within(t), &qpcpb.RotateCertificateRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if b.s.Pin() == old {
+		t.Fatal("the key is the old one")
+	}
+	// b dials a with the new key, and a remembers it over a restart.
+	bob.finds(alice)
+	eventually(t, "a knows the new key", func() bool { return a.status("b.example").Pin == b.s.Pin().String() })
+	a.restart()
+	alice.again()
+	if got := a.status("b.example").Pin; got != b.s.Pin().String() {
+		t.Errorf("after a restart the pin is %s", got)
+	}
+	alice.sends(bob, nil, "to the new key")
+	bob.gets("to the new key")
+	// The old key is nobody any more.
+	if _, err := a.s.federation.AddPeer(within(t), &qpcpb.AddPeerRequest{Domain: "c.example", Address: "c", Pin: b.s.Pin().String()}); rpc.CodeOf(err) != qpcpb.CodePeerExists {
+		t.Errorf("another peer with the new pin: %v", err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -373,5 +374,55 @@ func TestDiagnose(t *testing.T) {
 	i := slices.IndexFunc(answer.Findings, func(f *qpcpb.Finding) bool { return f.Check == "connections" })
 	if f := answer.Findings[i]; f.Level != levelWarning || f.Advice == "" {
 		t.Errorf("nearly no connection is left: %v", f)
+	}
+}
+
+// A disk fails that is not full: nothing is written, and Fetch answers what it
+// cannot remove. The limit on files is the process's, so that no other test may
+// run beside this one.
+func TestFetchOnAFailingDisk(t *testing.T) {
+	h := open(t, t.TempDir(), nil)
+	alice, bob := h.settle(person("alice")), h.settle(person("bob"))
+	from, to := h.dial("").resume(alice), h.dial("").resume(bob)
+	if _, err := from.send(bob, []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	signal.Ignore(unix.SIGXFSZ)
+	defer signal.Reset(unix.SIGXFSZ)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	set := func(limit unix.Rlimit) {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer set(old)
+	set(unix.Rlimit{Cur: 0, Max: old.Max})
+	fetch := func() int {
+		answer, err := qpcpb.NewDeliveryClient(to).Fetch(within(t), &qpcpb.FetchRequest{RecipientKey: bob.key[:]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(answer.Payloads)
+	}
+	for range 2 {
+		if n := fetch(); n != 1 {
+			t.Errorf("%d messages, want the one that stays", n)
+		}
+	}
+	_, err := from.send(bob, []byte("lost"))
+	wantCode(t, err, qpcpb.CodeStorageFailed)
+	if got := from.health(); got != health.StatusReadOnly {
+		t.Errorf("health is %q", got)
+	}
+	set(old)
+	from.waitHealth(health.StatusOK)
+	if n := fetch(); n != 1 {
+		t.Errorf("%d messages, want the one that stayed", n)
+	}
+	if n := fetch(); n != 0 {
+		t.Errorf("%d messages, want none", n)
 	}
 }

@@ -167,7 +167,7 @@ func (w *writer) room(more int64) error {
 		}
 		free = w.db.free()
 	}
-	need := growth() + log + spareBytes+more
+	need := growth() + log + max(spareFloor, spareBytes+more-unused*pageSize)
 	w.db.reserve.Store(need)
 	if free >= need {
 		return nil

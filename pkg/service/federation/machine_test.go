@@ -42,7 +42,7 @@ type town struct {
 	mu       sync.Mutex
 	boxes    map[string][]string // by recipient and channel
 	receipts map[string]uint64
-	full     map[rpc.IdentityKey]bool
+	full     map[rpc.IdentityKey]int // how often it still refuses; -1 until it is read
 	down     bool // nobody can connect
 	loseNext int  // answers that do not leave
 
@@ -58,7 +58,7 @@ func key(name string) rpc.IdentityKey { return sha256.Sum256([]byte(name)) }
 func newTown(t *testing.T, domain string, users ...string) *town {
 	w := &town{
 		t: t, domain: domain, users: make(map[rpc.IdentityKey]string),
-		boxes: make(map[string][]string), receipts: make(map[string]uint64), full: make(map[rpc.IdentityKey]bool),
+		boxes: make(map[string][]string), receipts: make(map[string]uint64), full: make(map[rpc.IdentityKey]int),
 	}
 	for _, u := range users {
 		w.users[key(u)] = u
@@ -185,7 +185,8 @@ func (m mailbox) ReceiveTx(tx *store.Tx, _ string, msg federation.Message) (uint
 	if seq, ok := m.receipts[receipt]; ok {
 		return seq, true, nil
 	}
-	if m.full[msg.Recipient] {
+	if n := m.full[msg.Recipient]; n != 0 {
+		m.full[msg.Recipient] = max(n-1, -1)
 		return 0, false, rpc.Errorf(qpcpb.CodeQueueFull, "full")
 	}
 	// Undone when the transaction fails, as rows are.
@@ -317,7 +318,13 @@ func play(a, b *town, actions []action) (failure string) {
 			b.setDown(do.what == "down")
 		case "full", "read":
 			b.mu.Lock()
-			b.full[key(do.to)] = do.what == "full"
+			b.full[key(do.to)] = 0
+			if do.what == "full" {
+				b.full[key(do.to)] = do.n
+				if do.n%2 == 0 {
+					b.full[key(do.to)] = -1
+				}
+			}
 			b.mu.Unlock()
 		case "wait":
 			time.Sleep(time.Duration(do.n) * time.Second)

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -8,10 +9,13 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
 	"github.com/quicprochat/qpcd/pkg/qpcpb"
 	"github.com/quicprochat/qpcd/pkg/rpc"
+	"github.com/quicprochat/qpcd/pkg/tlog"
+	"github.com/quicprochat/qpcd/pkg/username"
 )
 
 func TestJudge(t *testing.T) {
@@ -162,6 +166,38 @@ func TestWaves(t *testing.T) {
 					t.Fatalf("lane %q goes %v", lane, ids)
 				}
 			}
+		}
+	})
+}
+
+// Whatever a peer answers about a name, it is believed only with a proof.
+func FuzzVerify(f *testing.F) {
+	who := username.Address{User: "bob", Domain: "b.example"}
+	private := ed25519.NewKeyFromSeed(make([]byte, 32))
+	known := trust{serverKey: private.Public().(ed25519.PublicKey)}
+	signer, err := tlog.NewSigner(tlog.Origin(who.Domain), private)
+	if err != nil {
+		f.Fatal(err)
+	}
+	bob := make([]byte, 32)
+	note, err := signer.Sign(tlog.Checkpoint{Size: 1, Root: tlog.BindingLeaf("bob", [32]byte(bob))})
+	if err != nil {
+		f.Fatal(err)
+	}
+	whole, err := proto.Marshal(&qpcpb.InclusionProof{TreeSize: 1, Checkpoint: note})
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, _, err := verify(who, &qpcpb.ProxyResolveUserResponse{IdentityKey: bob, InclusionProof: whole}, known); err != nil {
+		f.Fatal("an honest answer: ", err)
+	}
+	f.Add(bob, whole, []byte{})
+	f.Add(bob, whole[:len(whole)-1], bob)
+	f.Fuzz(func(t *testing.T, identity, inclusion, consistency []byte) {
+		answer := &qpcpb.ProxyResolveUserResponse{IdentityKey: identity, InclusionProof: inclusion, Consistency: [][]byte{consistency}}
+		got, checkpoint, err := verify(who, answer, known)
+		if err == nil && (got != rpc.IdentityKey(bob) || checkpoint == "") {
+			t.Errorf("%x is believed to be bob", got)
 		}
 	})
 }

@@ -5,7 +5,7 @@
 // What it promises:
 //
 //   - An endpoint is opaque here, and gone when its time is over. It is told to
-//     its publisher and to those who share a channel or group with them and
+//     its publisher and to those who share a channel with them and
 //     whom they have not blocked; everybody else is answered as if there were
 //     none.
 //   - A wake-up is an empty HTTPS POST that says nothing but «now». It goes
@@ -65,7 +65,7 @@ type Devices interface {
 	ExistsTx(tx *store.Tx, identity rpc.IdentityKey, device rpc.DeviceID) (bool, error)
 }
 
-// Contacts tells with whom an identity shares a channel or group;
+// Contacts tells with whom an identity shares a channel;
 // group.Service is one.
 type Contacts interface {
 	ContactsTx(tx *store.Tx, of rpc.IdentityKey) ([]rpc.IdentityKey, error)

@@ -21,7 +21,7 @@ func CertNew(ctx context.Context, c *command.Call) error {
 			return fmt.Errorf("reading the new pin: %w", err)
 		}
 		_, err = fmt.Fprintf(w, "The certificate has a new key. Its fingerprint is\n  %s\n  %s\n"+
-			"Clients that know the old one follow by themselves, and invite links still work.\nTell the owners of servers that federate with this one.\n",
+			"Clients and servers that know the old one follow by themselves, and invite links\nstill work.\n",
 			m.NewPin, strings.Join(pin.Words(), " "))
 		return err
 	})
