@@ -301,35 +301,41 @@ func (c *client) resume(u *user) *client {
 	return c
 }
 
-// dump returns the contents of every table as text, by table. What the storage
-// keeps for itself is left out, and so are the times when somebody was seen,
-// which are written down in the background.
-func (h *house) dump() map[string]string {
+// dump returns the contents of every table as text, by table.
+func (h *house) dump() (tables map[string]string) {
 	h.t.Helper()
-	tables := make(map[string]string)
-	err := h.s.db.Read(within(h.t), func(tx *store.Tx) error {
-		names, err := column(tx, `SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT IN ('store_meta') AND name NOT LIKE 'sqlite_%'`)
-		if err != nil {
-			return err
-		}
-		for _, table := range names {
-			// The length and the beginning of a blob tell whether it changed.
-			columns, err := column(tx, `SELECT 'quote(length('||name||'))||'':''||quote(substr('||name||', 1, 64))' FROM pragma_table_info('`+table+`') WHERE name <> 'last_seen_at' ORDER BY cid`)
-			if err != nil {
-				return err
-			}
-			rows, err := column(tx, `SELECT `+strings.Join(columns, "||','||")+` AS line FROM `+table+` ORDER BY line`)
-			if err != nil {
-				return err
-			}
-			tables[table] = strings.Join(rows, "\n")
-		}
-		return nil
+	err := h.s.db.Read(within(h.t), func(tx *store.Tx) (err error) {
+		tables, err = dumpTx(tx)
+		return err
 	})
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	return tables
+}
+
+// dumpTx is dump of what a transaction sees. What the storage keeps for itself
+// is left out, and so are the times when somebody was seen, which are written
+// down in the background.
+func dumpTx(tx *store.Tx) (map[string]string, error) {
+	tables := make(map[string]string)
+	names, err := column(tx, `SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT IN ('store_meta') AND name NOT LIKE 'sqlite_%'`)
+	if err != nil {
+		return nil, err
+	}
+	for _, table := range names {
+		// The length and the beginning of a blob tell whether it changed.
+		columns, err := column(tx, `SELECT 'quote(length('||name||'))||'':''||quote(substr('||name||', 1, 64))' FROM pragma_table_info('`+table+`') WHERE name <> 'last_seen_at' ORDER BY cid`)
+		if err != nil {
+			return nil, err
+		}
+		rows, err := column(tx, `SELECT `+strings.Join(columns, "||','||")+` AS line FROM `+table+` ORDER BY line`)
+		if err != nil {
+			return nil, err
+		}
+		tables[table] = strings.Join(rows, "\n")
+	}
+	return tables, nil
 }
 
 // column reads the one column of a query.

@@ -37,8 +37,6 @@ type stage struct {
 	upload           []byte  // of a registration
 	made             int     // names made so far
 	pace             time.Duration
-	seen             map[string]string // the last dump, and the commits until then
-	commits          uint64
 }
 
 // parse reads exactly one well-formed response.
@@ -524,6 +522,8 @@ func newStage(t testing.TB) *stage {
 		c.Admins = []config.IdentityKey{config.IdentityKey(root.key)}
 		c.QueueMessages, c.QueueBytes = 1<<20, 1<<40
 		c.PushHosts = []string{"192.0.2.1"} // nobody's (RFC 5737), and never dialled: alice stays connected
+	}, func(s *Server) {
+		s.sweepers = nil // its clock runs ahead by hours, and only requests are to change anything
 	})}
 	s.alice, s.bob, s.root = s.settle(person("alice")), s.settle(person("bob")), s.settle(root)
 	s.stranger = s.pipe()
