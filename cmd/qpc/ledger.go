@@ -89,7 +89,7 @@ func (l *ledger) anyOpen(peer *rpc.IdentityKey) bool {
 }
 
 // isNew reports whether a message was not shown yet.
-func (l *ledger) isNew(m client.Message) bool { return !m.Mine && m.No > l.shown.Of(m.Peer).UpTo }
+func (l *ledger) isNew(m client.Message) bool { return !m.Mine && m.No > l.shown.Peers[m.Conversation().Key()].UpTo }
 
 // write writes what render makes of messages, and marks them. open tells
 // render that the message before it, of the same peer, was a part that goes on.
@@ -97,7 +97,7 @@ func (l *ledger) write(ctx context.Context, messages []client.Message, render fu
 	marks := maps.Clone(l.shown.Peers)
 	var output []byte
 	for _, m := range messages {
-		key := m.Peer.String()
+		key := m.Conversation().Key()
 		rendered, err := render(m, marks[key].Open)
 		if err != nil {
 			return err

@@ -48,10 +48,12 @@ type cli struct {
 	Devices       devicesCmd       `cmd:"" group:"Account" help:"List the devices of the account, or revoke one."`
 	Recovery      recoveryCmd      `cmd:"" group:"Account" help:"Make recovery codes, against the loss of this machine or the password."`
 	Recover       recoverCmd       `cmd:"" group:"Account" help:"Bring an account back with a recovery code."`
+	RevokeKey     revokeKeyCmd     `cmd:"" group:"Account" help:"End the identity key of the account for good, when somebody else may have it."`
 	DeleteAccount deleteAccountCmd `cmd:"" group:"Account" help:"Delete the account, on the server and here."`
 
 	Chat    chatCmd    `cmd:"" group:"Messages" help:"Chat with somebody. Without a terminal, each line of input is a message."`
 	Send    sendCmd    `cmd:"" group:"Messages" help:"Send a message, with - the whole of standard input as one text, or a file."`
+	Group   groupCmd   `cmd:"" group:"Messages" help:"Make groups, and send to them. What is said in them comes with qpc recv."`
 	Recv    recvCmd    `cmd:"" group:"Messages" help:"Print the messages that wait, or wait for one."`
 	Save    saveCmd    `cmd:"" group:"Messages" help:"List the files that were received, or save some of them."`
 	History historyCmd `cmd:"" group:"Messages" help:"Print a conversation."`
@@ -64,6 +66,7 @@ type cli struct {
 	Status     statusCmd     `cmd:"" group:"More" help:"Show the server, the account and what waits to be sent."`
 	Trust      trustCmd      `cmd:"" group:"More" help:"Manage the keys of servers."`
 	Admin      adminCmd      `cmd:"" hidden:"" group:"More" help:"For the server's admins: reports and bans."`
+	Audit      auditCmd      `cmd:"" group:"More" help:"Compute the server's list of names and keys anew, and compare it with what it has signed."`
 	Completion completionCmd `cmd:"" group:"More" help:"Print a completion script for a shell."`
 	VersionCmd versionCmd    `cmd:"" name:"version" group:"More" help:"Print the version."`
 }

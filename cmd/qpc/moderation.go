@@ -169,7 +169,7 @@ func (cmd *adminBansCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	names, err := s.names(ctx, len(bans) > 0)
+	names, err := s.usernames(ctx, len(bans) > 0)
 	if err != nil {
 		return err
 	}
@@ -192,7 +192,7 @@ func (cmd *adminBansCmd) Run(ctx context.Context, a *app) error {
 }
 
 // names returns the names of everybody on the server, when they are wanted.
-func (s *session) names(ctx context.Context, wanted bool) (map[rpc.IdentityKey]string, error) {
+func (s *session) usernames(ctx context.Context, wanted bool) (map[rpc.IdentityKey]string, error) {
 	names := make(map[rpc.IdentityKey]string)
 	if !wanted {
 		return names, nil
@@ -227,7 +227,7 @@ func (cmd *adminReportsCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	names, err := s.names(ctx, len(reports) > 0)
+	names, err := s.usernames(ctx, len(reports) > 0)
 	if err != nil {
 		return err
 	}

@@ -42,6 +42,9 @@ type messageJSON struct {
 	No       uint64     `json:"no"`
 	Peer     string     `json:"peer"`
 	PeerKey  string     `json:"peer_key"`
+	GroupID  string     `json:"group_id,omitempty"`
+	Notice   string     `json:"notice,omitempty"` // what changed in the group
+	Who      []string   `json:"who,omitempty"`    // identity keys of those whom the notice is about
 	Mine     bool       `json:"mine"`
 	ID       string     `json:"id"`
 	Type     string     `json:"type"`
@@ -61,6 +64,15 @@ func newMessageJSON(m client.Message, peer string) messageJSON {
 		No: m.No, Peer: peer, PeerKey: m.Peer.String(), Mine: m.Mine, ID: fmt.Sprintf("%x", m.ID[:]), Type: m.Type.String(),
 		Text: m.Text, Emoji: m.Emoji, File: m.Name, Size: m.Size, Status: string(m.Status), Problem: m.Problem,
 		SentAt: when(m.SentAt), StoredAt: when(m.Stored),
+	}
+	if m.Group != (rpc.ChannelID{}) {
+		j.GroupID = m.Group.String()
+	}
+	if m.Notice != nil {
+		j.Type, j.Notice, j.Text = "notice", string(m.Notice.Change), m.Notice.Name
+		for _, who := range m.Notice.Who {
+			j.Who = append(j.Who, who.String())
+		}
 	}
 	switch m.Part {
 	case e2ee.PartMore:

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -38,8 +39,10 @@ type receiver struct {
 	from     *rpc.IdentityKey // nil: everybody
 	printed  bool
 	caughtUp bool
-	names    map[rpc.IdentityKey]string
+	names    names
+	groups   map[rpc.ChannelID]string
 	lastPeer rpc.IdentityKey // on a terminal: whose text the cursor stands behind
+	lastIn   client.Conversation
 	midLine  bool
 }
 
@@ -53,7 +56,7 @@ func (cmd *recvCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	r := &receiver{recvCmd: cmd, app: a, session: s, ledger: l, names: make(map[rpc.IdentityKey]string)}
+	r := &receiver{recvCmd: cmd, app: a, session: s, ledger: l, names: names{s.Identity(): s.profile.Name}, groups: make(map[rpc.ChannelID]string)}
 	if cmd.From != "" {
 		peer, err := s.known(ctx, cmd.From)
 		if err != nil { // they may write for the first time
@@ -97,8 +100,13 @@ func (r *receiver) follow(ctx context.Context, events <-chan client.Event) error
 		}
 		for more := true; more && open; {
 			switch e.Kind {
-			case client.EventMessage:
-				r.names[e.Peer] = e.PeerName
+			case client.EventMessage, client.EventGroup:
+				if e.PeerName != "" {
+					r.names[e.Peer] = e.PeerName
+				}
+				if e.Group != (rpc.ChannelID{}) {
+					r.groups[e.Group] = e.GroupName
+				}
 				if r.wants(e.Message) {
 					batch = append(batch, e.Message)
 				}
@@ -139,7 +147,7 @@ func (r *receiver) follow(ctx context.Context, events <-chan client.Event) error
 }
 
 func (r *receiver) wants(m client.Message) bool {
-	return (r.from == nil || m.Peer == *r.from) && r.ledger.isNew(m)
+	return (r.from == nil || m.Conversation() == client.WithPeer(*r.from)) && r.ledger.isNew(m)
 }
 
 // printStored prints what is on this machine and was not shown yet.
@@ -148,17 +156,28 @@ func (r *receiver) printStored(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	groups, err := r.session.Groups(ctx)
+	if err != nil {
+		return err
+	}
+	var conversations []client.Conversation
 	for _, c := range contacts {
 		r.names[c.Identity] = c.Name
+		if r.from == nil || c.Identity == *r.from {
+			conversations = append(conversations, client.WithPeer(c.Identity))
+		}
+	}
+	for _, g := range groups {
+		r.groups[g.ID] = g.Name
+		if r.from == nil {
+			conversations = append(conversations, client.InGroup(g.ID))
+		}
 	}
 	for {
 		var waiting []client.Message
-		for _, c := range contacts {
-			if r.from != nil && c.Identity != *r.from {
-				continue
-			}
+		for _, of := range conversations {
 			some := 0
-			err := r.session.History(ctx, c.Identity, r.ledger.shown.Of(c.Identity).UpTo, func(m client.Message) bool {
+			err := r.session.HistoryOf(ctx, of, r.ledger.shown.Peers[of.Key()].UpTo, func(m client.Message) bool {
 				if !m.Mine {
 					waiting, some = append(waiting, m), some+1
 				}
@@ -185,7 +204,8 @@ func (r *receiver) print(ctx context.Context, messages []client.Message) error {
 	if len(messages) == 0 {
 		return nil
 	}
-	r.printed = true
+	// Who waits for a message waits on when somebody was only added to a group.
+	r.printed = r.printed || slices.ContainsFunc(messages, func(m client.Message) bool { return m.Notice == nil })
 	render := r.bare
 	switch {
 	case r.JSON:
@@ -208,8 +228,11 @@ func (r *receiver) object(m client.Message, _ bool) ([]byte, error) {
 // bare renders texts alone: pieces as they are, others with a newline.
 func (r *receiver) bare(m client.Message, _ bool) ([]byte, error) {
 	switch {
+	case m.Notice != nil:
+		r.app.note("in %s: %s", forTerminal(groupName(r.groups[m.Group], m.Group)), forTerminal(r.names.notice(m)))
+		return nil, nil
 	case !isText(m):
-		r.app.note("from %s: %s", displayName(r.names[m.Peer], m.Peer), forTerminal(inWords(m)))
+		r.app.note("from %s: %s", r.sender(m), forTerminal(inWords(m)))
 		return nil, nil
 	case m.Part == e2ee.PartWhole:
 		return []byte(m.Text + "\n"), nil
@@ -217,20 +240,36 @@ func (r *receiver) bare(m client.Message, _ bool) ([]byte, error) {
 	return []byte(m.Text), nil
 }
 
+// sender is who sent a message, and in which group.
+func (r *receiver) sender(m client.Message) string {
+	if m.Group == (rpc.ChannelID{}) {
+		return displayName(r.names[m.Peer], m.Peer)
+	}
+	return forTerminal(groupName(r.groups[m.Group], m.Group)) + ", " + r.names.of(m.Peer)
+}
+
 // named renders a message for a terminal, with its sender's name.
 func (r *receiver) named(m client.Message, open bool) ([]byte, error) {
 	var b strings.Builder
-	if open = open && r.lastPeer == m.Peer && m.Part != e2ee.PartWhole; !open {
+	if m.Notice != nil {
 		if r.midLine {
 			b.WriteByte('\n')
 		}
-		b.WriteString(displayName(r.names[m.Peer], m.Peer) + ": ")
+		fmt.Fprintf(&b, "%s: (%s)\n", forTerminal(groupName(r.groups[m.Group], m.Group)), forTerminal(r.names.notice(m)))
+		r.midLine = false
+		return []byte(b.String()), nil
+	}
+	if open = open && r.lastPeer == m.Peer && r.lastIn == m.Conversation() && m.Part != e2ee.PartWhole; !open {
+		if r.midLine {
+			b.WriteByte('\n')
+		}
+		b.WriteString(r.sender(m) + ": ")
 	}
 	text := forTerminal(inWords(m))
 	b.WriteString(text)
 	if m.Part == e2ee.PartWhole || m.Part == e2ee.PartLast && !strings.HasSuffix(text, "\n") {
 		b.WriteByte('\n')
 	}
-	r.lastPeer, r.midLine = m.Peer, m.Part == e2ee.PartMore
+	r.lastPeer, r.lastIn, r.midLine = m.Peer, m.Conversation(), m.Part == e2ee.PartMore
 	return []byte(b.String()), nil
 }

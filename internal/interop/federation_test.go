@@ -42,7 +42,6 @@ type lab struct {
 	t     *testing.T
 	id    string
 	sw    string // the switch's namespace
-	peers netip.AddrPort
 	towns []*town
 }
 

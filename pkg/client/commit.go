@@ -266,6 +266,10 @@ func planFor(w *wish, leaving, members, listed []rpc.IdentityKey) (p plan) {
 // with its request.
 func (c *Client) draft(ctx context.Context, l *link, t task) (again bool, wait time.Duration, err error) {
 	id := t.room.ID
+	earlier, err := c.Group(ctx, id)
+	if err != nil {
+		return false, 0, err
+	}
 	response, err := c.listGroup(ctx, l, id)
 	if err != nil {
 		return c.notPrepared(ctx, t, err)
@@ -286,6 +290,8 @@ func (c *Client) draft(ctx context.Context, l *link, t task) (again bool, wait t
 		return false, 0, err
 	case epoch < response.Epoch:
 		return c.behind(ctx, l, id, response.Epoch)
+	case epoch > response.Epoch && earlier.Epoch <= response.Epoch:
+		return true, 0, nil // a commit has come while the answer was on its way
 	case epoch > response.Epoch:
 		return c.notPrepared(ctx, t, rpc.Errorf(qpcpb.CodeChannelAccessDenied, "the server has lost changes of this group, perhaps by an old backup; make a new group"))
 	}

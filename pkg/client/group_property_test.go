@@ -33,7 +33,7 @@ func (d deed) String() string { return fmt.Sprintf("%d %s %d", d.who, d.what, d.
 func deeds() []string {
 	return []string{
 		"tell", "tell", "tell", "rotate", "rotate", "invite", "invite", "remove", "leave",
-		"restart", "away", "lose RotateKeys", "lose BatchEnqueue", "lose UpdateGroupMetadata", "rename", "restart the server",
+		"restart", "away", "lose RotateKeys", "lose BatchEnqueue", "lose UpdateGroupMetadata", "rename", "restart the server", "rush", "rush",
 	}
 }
 
@@ -134,9 +134,19 @@ func (m *machine) step(step []deed) {
 	var all sync.WaitGroup
 	busy := map[int]bool{}
 	server := false
+	start := make(chan struct{})
+	// In a rush everybody who has nothing else to do commits as well.
+	if slices.ContainsFunc(step, func(d deed) bool { return d.what == "rush" }) {
+		for i := range m.people {
+			step = append(step, deed{what: "rotate", who: i})
+		}
+	}
 	for _, d := range step {
-		if d.what == "restart the server" {
+		switch d.what {
+		case "restart the server":
 			server = true
+			continue
+		case "rush":
 			continue
 		}
 		if busy[d.who] {
@@ -145,11 +155,13 @@ func (m *machine) step(step []deed) {
 		busy[d.who] = true
 		m.turnOn(m.people[d.who])
 		all.Go(func() {
+			<-start
 			if err := m.do(d); err != nil {
 				m.rt.Errorf("%s: %v", d, err)
 			}
 		})
 	}
+	close(start)
 	if server {
 		m.house.close()
 		m.house.start()

@@ -52,6 +52,8 @@ const (
 	LogNoProof LogProblem = "no proof"
 	// LogBadProof: the proof is of something else.
 	LogBadProof LogProblem = "bad proof"
+	// LogMismatch: the entries of the log are not what the server has signed.
+	LogMismatch LogProblem = "mismatch"
 	// LogRenamed: the key is the known one, the name of the log is not.
 	LogRenamed LogProblem = "renamed"
 	// LogOtherKey: the server signs with another key than before.
@@ -98,6 +100,10 @@ func (e *ErrServerLog) Error() string {
 		head = fmt.Sprintf("SERVER %s DOES NOT PROVE THAT THIS IS THE KEY OF %s", e.Server, strings.ToUpper(e.Name))
 		why = fmt.Sprintf("A server writes every name and its key into a list that it cannot change later. This key\nis not shown to be in it: either the server is damaged, or somebody wants you to take a wrong\nkey for that of %s.", e.Name)
 		ask = fmt.Sprintf("Ask whoever runs the server to run \"qpcd log verify\". Do not write to %s until it is well.", e.Name)
+	case LogMismatch:
+		head = fmt.Sprintf("THE LIST OF NAMES OF SERVER %s IS NOT THE ONE IT HAS SIGNED", e.Server)
+		why = "Either the server is damaged, or it hides or changes entries."
+		ask = "Ask whoever runs the server to run \"qpcd log verify\". Do not write to anybody through it until it is well."
 	case LogRenamed:
 		head = fmt.Sprintf("THE LIST OF NAMES OF SERVER %s HAS ANOTHER NAME THAN BEFORE", e.Server)
 		why = "Either the server was given another name, or it shows you the list of another server."

@@ -105,7 +105,7 @@ func (s *Service) RemovePeer(ctx context.Context, r *qpcpb.RemovePeerRequest) (*
 	}
 	s.retire(p)
 	var dropped int64
-	err := s.options.DB.Write(ctx, func(tx *store.Tx) error {
+	err := s.options.DB.Write(store.Freeing(ctx), func(tx *store.Tx) error {
 		s.loads.forget()
 		tx.AfterRollback(s.loads.forget)
 		for _, query := range []string{sqlDropPeer, sqlDropTrust, sqlDropIdentities, sqlDropOutbox} {

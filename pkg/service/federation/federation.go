@@ -95,6 +95,10 @@ const (
 	// every 20 seconds on both sides.
 	idleAfter = 3 * time.Minute
 
+	// noteContact is how exactly the time of the last contact is stored, so that
+	// connecting costs no write.
+	noteContact = time.Hour
+
 	// minWait and maxWait bound the pause after a failure. The upper one is how
 	// long a peer that is back may have to wait for us when it has nothing to
 	// tell us itself.

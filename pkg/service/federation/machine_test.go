@@ -43,8 +43,8 @@ type town struct {
 	boxes    map[string][]string // by recipient and channel
 	receipts map[string]uint64
 	full     map[rpc.IdentityKey]int // how often it still refuses; -1 until it is read
-	down     bool // nobody can connect
-	loseNext int  // answers that do not leave
+	down     bool                    // nobody can connect
+	loseNext int                     // answers that do not leave
 
 	service *federation.Service
 	calls   *rpc.Server

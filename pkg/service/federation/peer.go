@@ -93,10 +93,63 @@ func (s *Service) Load(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err == nil {
+		err = s.leaveOut(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("reading the peers: %w", err)
 	}
 	return nil
+}
+
+// leaveOut forgets what was learnt of servers that the configuration names no
+// more, so that an owner can begin anew with one. What waits for them waits on,
+// in case that the owner has only made a mistake.
+func (s *Service) leaveOut(ctx context.Context) error {
+	var former []string
+	err := s.options.DB.Read(ctx, func(tx *store.Tx) error {
+		rows, err := tx.Query(sqlTrusted)
+		if err != nil {
+			return err
+		}
+		for rows.Next() {
+			var domain string
+			if err := rows.Scan(&domain); err != nil {
+				return err
+			}
+			if s.peers[domain] == nil {
+				former = append(former, domain)
+			}
+		}
+		if err := rows.Err(); err != nil {
+			return err
+		}
+		if rows, err = tx.Query(sqlWaitingDomains); err != nil {
+			return err
+		}
+		for rows.Next() {
+			var domain string
+			var n int
+			if err := rows.Scan(&domain, &n); err != nil {
+				return err
+			}
+			if s.peers[domain] == nil {
+				s.options.Log.Warn("messages wait for a server that is no peer any more; they expire unless it becomes one again", "domain", domain, "messages", n)
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil || len(former) == 0 {
+		return err
+	}
+	return s.options.DB.Write(store.Freeing(ctx), func(tx *store.Tx) error {
+		for _, domain := range former {
+			if _, err := tx.Exec(sqlDropTrust, domain); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // loadAddedTx reads the peers that were added by the control socket. What the
@@ -405,18 +458,25 @@ func (p *peer) dial(ctx context.Context) (client *rpc.Client, health *qpcpb.Fede
 // learn compares the key of the peer's log with the one known, which at the
 // first contact is this one.
 func (p *peer) learn(ctx context.Context, key []byte) error {
-	var known []byte
-	err := p.changeTrust(ctx, func(t *trust) {
-		if len(t.serverKey) == 0 {
-			t.serverKey = key
-		}
-		known, t.contactAt = t.serverKey, p.service.options.Now().Unix()
-	})
+	known, err := p.known(ctx)
 	if err != nil {
-		return fmt.Errorf("remember the key of %s: %w", p.domain, err)
+		return err
 	}
-	if !bytes.Equal(known, key) {
-		return mismatch(p.domain, "the key of its log of names has changed, its certificate has not; if its owner has set it up anew, remove the peer and add it again")
+	now := p.service.options.Now().Unix()
+	switch {
+	case len(known.serverKey) == 0:
+		err = p.changeTrust(ctx, func(t *trust) { t.serverKey, t.contactAt = key, now })
+		if err != nil {
+			return fmt.Errorf("remember the key of %s: %w", p.domain, err)
+		}
+	case !bytes.Equal(known.serverKey, key):
+		return mismatch(p.domain, "the key of its log of names has changed, its certificate has not; if its owner has set it up anew, remove the peer, restart, and add it again")
+	case now-known.contactAt > int64(noteContact/time.Second):
+		// For the owner to look at. On a full disk it is left out: what is sent
+		// makes room.
+		if err := p.changeTrust(ctx, func(t *trust) { t.contactAt = now }); err != nil {
+			p.service.options.Log.Debug("the contact with a peer is not noted", "peer", p.domain, "error", err)
+		}
 	}
 	return nil
 }

@@ -365,7 +365,7 @@ func (s *sender) settle(ctx context.Context, w *wave, out *outcomes) error {
 		return nil
 	}
 	// Past the end of ctx too: what is acknowledged need not be sent again.
-	err := s.service.options.DB.Write(context.WithoutCancel(ctx), func(tx *store.Tx) error {
+	err := s.service.options.DB.Write(store.Freeing(context.WithoutCancel(ctx)), func(tx *store.Tx) error {
 		for _, r := range done {
 			result, err := tx.Exec(sqlDelete, r.id, r.token)
 			if err != nil {

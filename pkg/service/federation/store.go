@@ -15,9 +15,11 @@ const (
 	sqlPutPeer  = `REPLACE INTO federation_peer (domain, address, pin) VALUES (?, ?, ?)`
 	sqlDropPeer = `DELETE FROM federation_peer WHERE domain = ?`
 
-	sqlTrust     = `SELECT given_pin, pin, server_key, checkpoint, contact_at FROM federation_trust WHERE domain = ?`
-	sqlPutTrust  = `REPLACE INTO federation_trust (domain, given_pin, pin, server_key, checkpoint, contact_at) VALUES (?, ?, ?, ?, ?, ?)`
-	sqlDropTrust = `DELETE FROM federation_trust WHERE domain = ?`
+	sqlTrust          = `SELECT given_pin, pin, server_key, checkpoint, contact_at FROM federation_trust WHERE domain = ?`
+	sqlPutTrust       = `REPLACE INTO federation_trust (domain, given_pin, pin, server_key, checkpoint, contact_at) VALUES (?, ?, ?, ?, ?, ?)`
+	sqlTrusted        = `SELECT domain FROM federation_trust`
+	sqlWaitingDomains = `SELECT domain, count(*) FROM federation_outbox GROUP BY domain`
+	sqlDropTrust      = `DELETE FROM federation_trust WHERE domain = ?`
 
 	sqlIdentity       = `SELECT domain, username, standing FROM federation_identity WHERE identity_key = ?`
 	sqlPutIdentity    = `REPLACE INTO federation_identity (identity_key, domain, username, standing) VALUES (?, ?, ?, ?)`
