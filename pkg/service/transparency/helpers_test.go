@@ -88,6 +88,13 @@ func (h *house) service(name string, key ed25519.PrivateKey) *transparency.Servi
 	return s
 }
 
+// told returns the keys that the log has said are revoked.
+func (h *house) told() []rpc.IdentityKey {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.revoked)
+}
+
 func (h *house) backfill() {
 	h.t.Helper()
 	if err := h.log.Backfill(h.t.Context()); err != nil {

@@ -194,7 +194,7 @@ func TestRevocation(t *testing.T) {
 		_, err = alice.CheckRevocation(within, &qpcpb.CheckRevocationRequest{IdentityKey: key})
 		servicetest.WantCode(t, err, qpcpb.CodeInvalidField)
 	}
-	if h.Count("transparency_leaf") != 2 || len(h.revoked) != 0 {
+	if h.Count("transparency_leaf") != 2 || len(h.told()) != 0 {
 		t.Error("a refused revocation left something")
 	}
 
@@ -215,8 +215,8 @@ func TestRevocation(t *testing.T) {
 	if index, err := revoke(admin, "somebody unknown", tlog.ReasonUserRevoked); index != 3 || err != nil {
 		t.Errorf("by the admin: %d, %v", index, err)
 	}
-	if len(h.revoked) != 2 || h.revoked[0] != servicetest.Key("alice") {
-		t.Errorf("told of %v", h.revoked)
+	if told := h.told(); len(told) != 2 || told[0] != servicetest.Key("alice") {
+		t.Errorf("told of %v", told)
 	}
 	r, err := bob.AuditKeyTransparency(within, &qpcpb.AuditKeyTransparencyRequest{Start: 2, End: 3})
 	if err != nil || tlog.Hash(r.LeafHashes[0]) != tlog.RevocationLeaf(servicetest.Key("alice"), tlog.ReasonSuperseded) {
