@@ -8,13 +8,13 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/net/netutil"
 
 	"github.com/quicprochat/qpcd/pkg/config"
 	"github.com/quicprochat/qpcd/pkg/metrics"
+	"github.com/quicprochat/qpcd/pkg/store"
 )
 
 const (
@@ -99,7 +99,7 @@ func (s *Server) measure(o Options) *metrics.Metrics {
 			readOnly, _ := s.db.ReadOnly()
 			return readOnly
 		},
-		StorageFree:       func() float64 { return float64(freeBytes(s.config.DataDir)) },
+		StorageFree:       func() float64 { return float64(store.FreeBytes(s.config.DataDir)) },
 		Commits:           func() float64 { return float64(s.db.Stats().Commits) },
 		CertificateExpiry: func() time.Time { return s.certs.Leaf().NotAfter },
 		Started:           o.Now(),
@@ -136,14 +136,4 @@ func (w *waitingTotals) read() totals {
 	}
 	w.last, w.at = totals{messages, bytes}, w.now()
 	return w.last
-}
-
-// freeBytes returns what the file system of a directory has left for this
-// process, or 0 when it does not say.
-func freeBytes(dir string) uint64 {
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(dir, &fs); err != nil {
-		return 0
-	}
-	return uint64(fs.Bavail) * uint64(fs.Bsize)
 }
