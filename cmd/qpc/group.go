@@ -33,14 +33,21 @@ type groupWait struct {
 	Timeout time.Duration `placeholder:"DURATION" help:"How long to wait for the server; for ever unless given."`
 }
 
-// within opens the account, connects, and runs f until it returns, the user
-// ends it, or the account cannot be used. see may be nil.
-func (w groupWait) within(ctx context.Context, a *app, f func(ctx context.Context, s *session) error, see func(client.Event)) error {
+// within opens the account, finds people by their names, connects, and runs f
+// until it returns, the user ends it, or the account cannot be used. see may be
+// nil.
+func (w groupWait) within(ctx context.Context, a *app, names []string, f func(ctx context.Context, s *session, people []client.Contact) error, see func(client.Event)) error {
 	s, err := a.open(ctx, "")
 	if err != nil {
 		return err
 	}
 	defer s.close()
+	people := make([]client.Contact, len(names))
+	for i, name := range names {
+		if people[i], err = s.LookUp(ctx, name); err != nil {
+			return err
+		}
+	}
 	bounded, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if w.Timeout > 0 {
@@ -67,23 +74,7 @@ func (w groupWait) within(ctx context.Context, a *app, f func(ctx context.Contex
 		}
 	}()
 	defer func() { s.cancel(); <-done }()
-	return f(bounded, s)
-}
-
-// lookUpAll finds people by their names, before the command connects.
-func (a *app) lookUpAll(ctx context.Context, names []string) ([]client.Contact, error) {
-	s, err := a.open(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	found := make([]client.Contact, len(names))
-	for i, name := range names {
-		if found[i], err = s.LookUp(ctx, name); err != nil {
-			return nil, err
-		}
-	}
-	return found, nil
+	return f(bounded, s, people)
 }
 
 func identitiesOf(people []client.Contact) []rpc.IdentityKey {
@@ -137,11 +128,7 @@ func (cmd *groupCreateCmd) Run(ctx context.Context, a *app) error {
 	if err := e2ee.CheckGroupName(cmd.Name); err != nil {
 		return usageError{err}
 	}
-	people, err := a.lookUpAll(ctx, cmd.Names)
-	if err != nil {
-		return err
-	}
-	return cmd.within(ctx, a, func(ctx context.Context, s *session) error {
+	return cmd.within(ctx, a, cmd.Names, func(ctx context.Context, s *session, people []client.Contact) error {
 		g, err := s.CreateGroup(ctx, cmd.Name, identitiesOf(people)...)
 		switch {
 		case err != nil:
@@ -165,11 +152,7 @@ type groupInviteCmd struct {
 }
 
 func (cmd *groupInviteCmd) Run(ctx context.Context, a *app) error {
-	people, err := a.lookUpAll(ctx, cmd.Names)
-	if err != nil {
-		return err
-	}
-	return cmd.within(ctx, a, func(ctx context.Context, s *session) error {
+	return cmd.within(ctx, a, cmd.Names, func(ctx context.Context, s *session, people []client.Contact) error {
 		g, err := s.FindGroup(ctx, cmd.Group)
 		if err != nil {
 			return groupHint(err)
@@ -196,11 +179,7 @@ type groupRemoveCmd struct {
 }
 
 func (cmd *groupRemoveCmd) Run(ctx context.Context, a *app) error {
-	people, err := a.lookUpAll(ctx, cmd.Names)
-	if err != nil {
-		return err
-	}
-	return cmd.within(ctx, a, func(ctx context.Context, s *session) error {
+	return cmd.within(ctx, a, cmd.Names, func(ctx context.Context, s *session, people []client.Contact) error {
 		g, err := s.FindGroup(ctx, cmd.Group)
 		if err != nil {
 			return groupHint(err)
@@ -219,7 +198,7 @@ type groupLeaveCmd struct {
 }
 
 func (cmd *groupLeaveCmd) Run(ctx context.Context, a *app) error {
-	return cmd.within(ctx, a, func(ctx context.Context, s *session) error {
+	return cmd.within(ctx, a, nil, func(ctx context.Context, s *session, _ []client.Contact) error {
 		g, err := s.FindGroup(ctx, cmd.Group)
 		if err != nil {
 			return groupHint(err)
@@ -242,7 +221,7 @@ func (cmd *groupRenameCmd) Run(ctx context.Context, a *app) error {
 	if err := e2ee.CheckGroupName(cmd.Name); err != nil {
 		return usageError{err}
 	}
-	return cmd.within(ctx, a, func(ctx context.Context, s *session) error {
+	return cmd.within(ctx, a, nil, func(ctx context.Context, s *session, _ []client.Contact) error {
 		g, err := s.FindGroup(ctx, cmd.Group)
 		if err != nil {
 			return groupHint(err)
@@ -291,7 +270,7 @@ type memberJSON struct {
 
 func (cmd *groupMembersCmd) Run(ctx context.Context, a *app) error {
 	ready := newGate()
-	return cmd.within(ctx, a, func(ctx context.Context, s *session) error {
+	return cmd.within(ctx, a, nil, func(ctx context.Context, s *session, _ []client.Contact) error {
 		g, err := s.FindGroup(ctx, cmd.Group)
 		if err != nil {
 			return groupHint(err)
@@ -390,7 +369,7 @@ type groupRotateCmd struct {
 }
 
 func (cmd *groupRotateCmd) Run(ctx context.Context, a *app) error {
-	return cmd.within(ctx, a, func(ctx context.Context, s *session) error {
+	return cmd.within(ctx, a, nil, func(ctx context.Context, s *session, _ []client.Contact) error {
 		g, err := s.FindGroup(ctx, cmd.Group)
 		if err != nil {
 			return groupHint(err)
@@ -438,7 +417,7 @@ func (cmd *groupSendCmd) Run(ctx context.Context, a *app) error {
 		default:
 		}
 	}
-	return cmd.within(ctx, a, func(ctx context.Context, s *session) error {
+	return cmd.within(ctx, a, nil, func(ctx context.Context, s *session, _ []client.Contact) error {
 		g, err := s.FindGroup(ctx, cmd.Group)
 		if err != nil {
 			return groupHint(err)

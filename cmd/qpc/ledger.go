@@ -89,7 +89,9 @@ func (l *ledger) anyOpen(peer *rpc.IdentityKey) bool {
 }
 
 // isNew reports whether a message was not shown yet.
-func (l *ledger) isNew(m client.Message) bool { return !m.Mine && m.No > l.shown.Peers[m.Conversation().Key()].UpTo }
+func (l *ledger) isNew(m client.Message) bool {
+	return !m.Mine && m.No > l.shown.Peers[m.Conversation().Key()].UpTo
+}
 
 // write writes what render makes of messages, and marks them. open tells
 // render that the message before it, of the same peer, was a part that goes on.

@@ -207,6 +207,7 @@ func newClient(o Options, vault *e2ee.Vault, a account) (*Client, error) {
 		commits:     make(signal, 1),
 		rooms:       make(map[rpc.ChannelID]*roomWork),
 		waiters:     make(map[string]chan error),
+		nothingHeld: make(map[rpc.ChannelID]bool),
 		gapGrace:    gapGrace,
 	}, nil
 }

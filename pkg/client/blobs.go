@@ -321,13 +321,13 @@ func (c *Client) MarkSaved(ctx context.Context, m Message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var stored Message
-	known, err := c.box.get(ctx, messageKey(m.Peer, m.No), &stored)
+	known, err := c.box.get(ctx, m.key(), &stored)
 	if err != nil || !known || stored.File == nil {
 		return err
 	}
 	stored.File.Saved = true
 	b := c.box.batch()
-	b.put(messageKey(m.Peer, m.No), stored)
+	b.put(m.key(), stored)
 	return b.apply(ctx)
 }
 

@@ -63,7 +63,9 @@ func (h *house) start() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.addr, h.stop, h.done = s.Addrs()[0], stop, make(chan error, 1)
+	if h.stop, h.done = stop, make(chan error, 1); !h.addr.IsValid() {
+		h.addr = s.Addrs()[0] // clients read it while the server comes back
+	}
 	go func() { h.done <- s.Run(ctx) }()
 }
 

@@ -53,11 +53,9 @@ func TestGroupProperty(t *testing.T) {
 		if asked[name] {
 			continue
 		}
-		old := flag.Lookup(name).Value.String()
 		if err := flag.Set(name, value); err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = flag.Set(name, old) }()
 	}
 	h := newHouse(t, "--send-burst", "100000", "--send-rate", "100000")
 	var people []*person

@@ -361,12 +361,13 @@ func (c *Client) hold(ctx context.Context, b *batch, channel rpc.ChannelID, mess
 		return err
 	}
 	b.put(heldKey(channel, n), held{Message: message, Since: c.options.Now()})
+	delete(c.nothingHeld, channel)
 	return nil
 }
 
 // openHeld opens what had to wait and can be opened now. The caller holds c.mu.
 func (c *Client) openHeld(ctx context.Context, channel rpc.ChannelID) (events []Event, err error) {
-	if channel == (rpc.ChannelID{}) {
+	if channel == (rpc.ChannelID{}) || c.nothingHeld[channel] {
 		return nil, nil
 	}
 	for progress := true; progress; {
@@ -380,6 +381,9 @@ func (c *Client) openHeld(ctx context.Context, channel rpc.ChannelID) (events []
 		})
 		if err != nil {
 			return events, err
+		}
+		if len(keys) == 0 {
+			c.nothingHeld[channel] = true
 		}
 		for _, key := range keys {
 			b := c.box.batch()

@@ -327,15 +327,17 @@ func isPair(members []e2ee.IdentityKey, a, b e2ee.IdentityKey) bool {
 // openMessage decrypts a message of a channel and adds what it means to the
 // batch.
 func (c *Client) openMessage(ctx context.Context, b *batch, channel rpc.ChannelID, envelope *qpcpb.Envelope) ([]Event, error) {
-	if r, err := c.room(ctx, channel); err != nil {
-		return nil, err
-	} else if r.State != "" {
-		return c.openRoomMessage(ctx, b, r, envelope)
-	}
 	var peer rpc.IdentityKey
 	known, err := c.box.get(ctx, channelKey(channel), &peer)
 	if err != nil {
 		return nil, err
+	}
+	if !known {
+		if r, err := c.room(ctx, channel); err != nil {
+			return nil, err
+		} else if r.State != "" {
+			return c.openRoomMessage(ctx, b, r, envelope)
+		}
 	}
 	plain, err := c.unwrap(envelope.Data)
 	if err == nil {
