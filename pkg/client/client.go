@@ -5,17 +5,13 @@
 //
 //   - What Send returned for is stored on this machine and is delivered when
 //     the server can be reached, in order, once.
-//
 //   - What an event told of is stored first, and is told once, however often
 //     the program or the server dies.
-//
 //   - Nothing leaves the machine unencrypted but names and keys: messages are
 //     MLS application messages (RFC 9420) inside a hybrid envelope (pkg/e2ee).
-//
 //   - A contact's identity key is trusted on first use, with a proof that it
 //     stands under that name in the server's log; another key under the same
 //     name is refused until the user accepts it.
-//
 //   - A change of a group that was wanted is made once, or refused with a
 //     reason, however often the program or the server dies; two members who
 //     change a group at once do not fork it; and who has lost their place in one

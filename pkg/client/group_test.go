@@ -446,3 +446,37 @@ func (p *person) calls(t *testing.T) *rpc.Client {
 		}
 	}
 }
+
+// The last name counts for all, however it sorts and however often the one
+// before was given.
+func TestLastNameCounts(t *testing.T) {
+	h := newHouse(t)
+	alice, bob := h.register("alice").on(), h.register("bob").on()
+	group := alice.founds("m", bob)
+	calls := func(name string) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+			a, b := alice.group(group), bob.group(group)
+			if a.Name == name && b.Name == name {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("alice calls it %q, bob %q, want %q", a.Name, b.Name, name)
+			}
+		}
+	}
+	bob.sees(client.MemberJoined)
+	calls("m")
+	for _, name := range []string{"z", "z"} {
+		if err := bob.Rename(t.Context(), group, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bob.tells(group, "renamed")
+	alice.hears(bob, "renamed")
+	calls("z")
+	if err := alice.Rename(t.Context(), group, "a"); err != nil {
+		t.Fatal(err)
+	}
+	calls("a")
+}

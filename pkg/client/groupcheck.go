@@ -82,17 +82,24 @@ func (c *Client) compare(ctx context.Context, id rpc.ChannelID, g *chatGroup, re
 			left = append(left, m)
 		}
 	}
-	named := r.Name
+	before := r
 	c.readName(&r, g.mls, response.Metadata)
 	b := c.box.batch()
-	if r.Name != named {
+	if r.Revision != before.Revision || r.Name != before.Name {
 		b.put(roomKey(id), r)
 	}
 	var events []Event
-	if len(left) > 0 {
-		if events, err = c.hasLeft(ctx, b, &r, left...); err != nil {
+	if before.Name != "" && r.Name != before.Name { // the note of who did it is on its way
+		if events, err = c.putNotice(ctx, b, r, rpc.IdentityKey{}, Notice{Change: GroupRenamed, Name: r.Name}); err != nil {
 			return nil, err
 		}
+	}
+	if len(left) > 0 {
+		gone, err := c.hasLeft(ctx, b, &r, left...)
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, gone...)
 	}
 	return events, b.apply(ctx)
 }

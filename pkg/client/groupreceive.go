@@ -193,15 +193,14 @@ func (c *Client) readName(r *storedRoom, g *e2ee.Group, metadata []byte) {
 	}
 }
 
-// takeName takes a name that is newer than what is known. Of two of one revision
-// all clients take the same.
-func takeName(r *storedRoom, n *e2ee.GroupNote) (changed bool) {
+// takeName takes a name that is newer than what is known, which may be the same
+// name once more. Of two of one revision all clients take the same.
+func takeName(r *storedRoom, n *e2ee.GroupNote) (newer bool) {
 	if n.Revision < r.Revision || n.Revision == r.Revision && n.Name <= r.Name {
 		return false
 	}
-	changed = n.Name != r.Name
 	r.Name, r.Revision = n.Name, n.Revision
-	return changed
+	return true
 }
 
 // openRoomMessage opens an envelope of a group.
@@ -311,8 +310,8 @@ func (c *Client) noted(ctx context.Context, b *batch, r storedRoom, from rpc.Ide
 			return nil, nil
 		}
 		b.put(roomKey(r.ID), r)
-		if old == "" {
-			return nil, nil // it is news to us alone
+		if old == "" || old == r.Name {
+			return nil, nil // the first name is news to us alone
 		}
 		return c.putNotice(ctx, b, r, from, Notice{Change: GroupRenamed, Name: r.Name})
 	case e2ee.NoteLeave:

@@ -242,10 +242,16 @@ func (c *Client) processEnvelope(ctx context.Context, envelope *qpcpb.Envelope, 
 	if _, err := c.box.get(ctx, key, &at); err != nil || envelope.Seq <= at.Seq {
 		return nil, err
 	}
-	b := c.box.batch()
-	b.put(key, cursor{Seq: envelope.Seq})
 	var channel rpc.ChannelID
 	copy(channel[:], envelope.ChannelId)
+	// What came before and can be opened comes first: opening it may have been
+	// cut off after the commit that it waited for.
+	earlier, err := c.openHeld(ctx, channel)
+	if err != nil {
+		return earlier, err
+	}
+	b := c.box.batch()
+	b.put(key, cursor{Seq: envelope.Seq})
 	if len(envelope.ChannelId) == 0 {
 		events, err = c.openInbox(ctx, b, envelope, of)
 	} else {
@@ -258,13 +264,13 @@ func (c *Client) processEnvelope(ctx context.Context, envelope *qpcpb.Envelope, 
 		// Keys were used up here that were not stored as used: read all again,
 		// or the message would count as read when it comes once more.
 		clear(c.groups)
-		return nil, err
+		return earlier, err
 	}
+	events = append(earlier, events...)
 	if of != nil {
 		channel = of.id
 	}
-	// What waited for a commit or a Welcome may open now. When this is cut off,
-	// it is made good at the next connection.
+	// What waited for a commit or a Welcome may open now.
 	late, err := c.openHeld(ctx, channel)
 	return append(events, late...), err
 }
