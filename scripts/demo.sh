@@ -56,7 +56,7 @@ run bob verify alice
 
 say "What the router has on disk, looked through for those words:"
 for word in "Dinner" "On my way"; do
-	printf '$ grep -c "%s" data/*\n' "$word"
-	grep -c "$word" "$home"/data/* | sed "s|$home/||" || true
+	printf '$ grep -sc "%s" data/*\n' "$word"
+	grep -sc "$word" "$home"/data/* | sed "s|$home/||" || true
 done
 say "Done. By hand: bin/qpcd in one terminal; bin/qpc register NAME and bin/qpc chat NAME in two others."
