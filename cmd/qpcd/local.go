@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"os"
 
@@ -28,7 +26,7 @@ func checkConfig(_ context.Context, c *command.Call) error {
 	for _, e := range c.Config.Effective() {
 		settings[e.Name] = map[string]any{"values": append([]string{}, e.Values...), "from": e.Origin.String()}
 	}
-	return writeJSON(c.Out, map[string]any{"valid": true, "settings": settings, "warnings": append([]string{}, c.Config.Warnings...)})
+	return command.WriteJSON(c.Out, map[string]any{"valid": true, "settings": settings, "warnings": append([]string{}, c.Config.Warnings...)})
 }
 
 func showFingerprint(_ context.Context, c *command.Call) error {
@@ -38,14 +36,7 @@ func showFingerprint(_ context.Context, c *command.Call) error {
 	case err != nil:
 		return fmt.Errorf("%w: %w", server.ErrCertificate, err)
 	case c.JSON():
-		return writeJSON(c.Out, f)
+		return command.WriteJSON(c.Out, f)
 	}
 	return f.WriteText(c.Out, term.IsTerminal(int(c.Out.Fd())))
-}
-
-func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
 }

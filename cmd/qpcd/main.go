@@ -125,7 +125,7 @@ func run(args []string) error {
 	case errors.Is(err, config.ErrHelp), misused == nil && c.Command.Run == nil:
 		return usage(os.Stdout)
 	case err != nil && c.Command.Name == "check-config" && c.JSON():
-		return errors.Join(command.Misuse{Err: err}, writeJSON(os.Stdout, map[string]any{"valid": false, "problems": strings.Split(err.Error(), "\n")}))
+		return errors.Join(command.Misuse{Err: err}, command.WriteJSON(os.Stdout, map[string]any{"valid": false, "problems": strings.Split(err.Error(), "\n")}))
 	case err != nil: // before the words: the value of an unknown flag is left among them
 		return command.Misuse{Err: err}
 	case misused != nil:

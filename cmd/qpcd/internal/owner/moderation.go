@@ -33,7 +33,7 @@ func BansList(ctx context.Context, c *command.Call) error {
 		ban["username"], bans[i] = name, ban
 	}
 	if c.JSON() {
-		return writeJSON(c.Out, map[string]any{"users": bans})
+		return command.WriteJSON(c.Out, map[string]any{"users": bans})
 	}
 	return listing(c.Out, []string{"NAME", "SINCE", "UNTIL", "REASON"}, rows, "Nobody is banned.")
 }
@@ -94,7 +94,7 @@ func ReportsList(ctx context.Context, c *command.Call) error {
 		report["reporter"], reports[i] = name, report
 	}
 	if c.JSON() {
-		return writeJSON(c.Out, map[string]any{"reports": reports})
+		return command.WriteJSON(c.Out, map[string]any{"reports": reports})
 	}
 	return listing(c.Out, []string{"ID", "AT", "BY", "CONVERSATION", "SIZE"}, rows, "There are no reports.")
 }

@@ -40,7 +40,7 @@ func answer[M proto.Message](c *command.Call, m M, err error, text func(w io.Wri
 	case err != nil:
 		return err
 	case c.JSON():
-		return writeJSON(c.Out, object(m.ProtoReflect()))
+		return command.WriteJSON(c.Out, object(m.ProtoReflect()))
 	}
 	return text(c.Out, m)
 }

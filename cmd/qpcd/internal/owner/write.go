@@ -2,7 +2,6 @@ package owner
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -12,13 +11,6 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
-
-func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
-}
 
 // object is a message as JSON shows it: every field by its name in the protos,
 // also those that are zero; bytes in hexadecimal, numbers as numbers, a message
