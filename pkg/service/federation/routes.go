@@ -430,41 +430,31 @@ func (s *Service) memberOf(ctx context.Context, auth *qpcpb.FederationAuth, send
 	return member, err
 }
 
-func noRequest() error { return rpc.Errorf(qpcpb.CodeInvalidField, "request is missing") }
-
-// ProxyRotateKeys is RotateKeys for a user of another server (method 1201).
-func (s *Service) ProxyRotateKeys(ctx context.Context, r *qpcpb.ProxyRotateKeysRequest) (*qpcpb.RotateKeysResponse, error) {
-	if r.Request == nil {
-		return nil, noRequest()
+// forMember answers a method of groups for a user of another server.
+func forMember[Request, Response any](ctx context.Context, s *Service, auth *qpcpb.FederationAuth, sender []byte, request *Request,
+	method func(context.Context, rpc.IdentityKey, *Request) (*Response, error)) (*Response, error) {
+	if request == nil {
+		return nil, rpc.Errorf(qpcpb.CodeInvalidField, "request is missing")
 	}
-	member, err := s.memberOf(ctx, r.Auth, r.SenderKey)
+	member, err := s.memberOf(ctx, auth, sender)
 	if err != nil {
 		return nil, err
 	}
-	return s.options.Groups.RotateKeysFor(ctx, member, r.Request)
+	return method(ctx, member, request)
+}
+
+// ProxyRotateKeys is RotateKeys for a user of another server (method 1201).
+func (s *Service) ProxyRotateKeys(ctx context.Context, r *qpcpb.ProxyRotateKeysRequest) (*qpcpb.RotateKeysResponse, error) {
+	return forMember(ctx, s, r.Auth, r.SenderKey, r.Request, s.options.Groups.RotateKeysFor)
 }
 
 // ProxyUpdateGroupMetadata is UpdateGroupMetadata for a user of another server
 // (method 1202).
 func (s *Service) ProxyUpdateGroupMetadata(ctx context.Context, r *qpcpb.ProxyUpdateGroupMetadataRequest) (*qpcpb.UpdateGroupMetadataResponse, error) {
-	if r.Request == nil {
-		return nil, noRequest()
-	}
-	member, err := s.memberOf(ctx, r.Auth, r.SenderKey)
-	if err != nil {
-		return nil, err
-	}
-	return s.options.Groups.UpdateGroupMetadataFor(ctx, member, r.Request)
+	return forMember(ctx, s, r.Auth, r.SenderKey, r.Request, s.options.Groups.UpdateGroupMetadataFor)
 }
 
 // ProxyRemoveMember is RemoveMember for a user of another server (method 1203).
 func (s *Service) ProxyRemoveMember(ctx context.Context, r *qpcpb.ProxyRemoveMemberRequest) (*qpcpb.RemoveMemberResponse, error) {
-	if r.Request == nil {
-		return nil, noRequest()
-	}
-	member, err := s.memberOf(ctx, r.Auth, r.SenderKey)
-	if err != nil {
-		return nil, err
-	}
-	return s.options.Groups.RemoveMemberFor(ctx, member, r.Request)
+	return forMember(ctx, s, r.Auth, r.SenderKey, r.Request, s.options.Groups.RemoveMemberFor)
 }
