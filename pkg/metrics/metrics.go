@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -102,6 +103,9 @@ type Sources struct {
 // Metrics holds the counts. It is safe for concurrent use.
 type Metrics struct {
 	set *metrics.Set
+	// durations has the histogram of each method that was called, by
+	// qpcpb.MethodID: finding it in the set costs a name made for every call.
+	durations sync.Map
 
 	enqueued, enqueuedBytes, fetched, fetchWaited, uploaded, loggedIn, loginsRefused, rateLimited *metrics.Counter
 }
@@ -143,8 +147,7 @@ func New(s Sources) *Metrics {
 // Observe counts an answered call. It is made for rpc.ServerOptions.Observe.
 func (m *Metrics) Observe(o rpc.Observation) {
 	if o.Method != nil {
-		// The names are those of the method table: as many as there are methods.
-		m.set.GetOrCreatePrometheusHistogramExt(callSeconds+`{method="`+o.Method.Name+`"}`, buckets()).Update(o.Took.Seconds())
+		m.duration(o.Method).Update(o.Took.Seconds())
 	}
 	if o.Code != qpcpb.CodeUnspecified {
 		m.failed(o)
@@ -165,6 +168,16 @@ func (m *Metrics) Observe(o rpc.Observation) {
 	case *qpcpb.OpaqueLoginFinishResponse:
 		m.loggedIn.Inc()
 	}
+}
+
+// duration returns the histogram of a method: as many as the method table has.
+func (m *Metrics) duration(method *qpcpb.MethodInfo) *metrics.PrometheusHistogram {
+	if h, ok := m.durations.Load(method.ID); ok {
+		return h.(*metrics.PrometheusHistogram)
+	}
+	h := m.set.GetOrCreatePrometheusHistogramExt(callSeconds+`{method="`+method.Name+`"}`, buckets())
+	m.durations.Store(method.ID, h)
+	return h
 }
 
 func (m *Metrics) failed(o rpc.Observation) {

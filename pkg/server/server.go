@@ -231,9 +231,13 @@ func (s *Server) build(cfg *config.Config, o Options, secrets secrets, opaqueSer
 		LastSeen: func(ctx context.Context, identity rpc.IdentityKey) { accounts.Seen(ctx, identity) },
 	})
 	s.metrics = s.measure(o)
+	var observe func(rpc.Observation)
+	if len(cfg.MetricsListen) > 0 {
+		observe = s.metrics.Observe // else nobody reads what it would cost each call
+	}
 	s.calls = rpc.NewServer(rpc.ServerOptions{
 		Log:     o.Log,
-		Observe: s.metrics.Observe,
+		Observe: observe,
 		ResumeSession: func(ctx context.Context, token []byte) (rpc.Principal, error) {
 			principal, err := accounts.ResumeSession(ctx, token)
 			if err != nil && !errors.Is(err, auth.ErrNoSession) {
