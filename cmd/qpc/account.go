@@ -109,27 +109,11 @@ func (cmd *loginCmd) Run(ctx context.Context, a *app) error {
 	if cmd.Name != "" {
 		a.cli.Profile = cmd.Name
 	}
-	p, err := a.choose("")
+	c, p, password, err := a.openWithPassword(ctx, "logging in as")
 	if err != nil {
 		return err
 	}
-	s, err := a.openStore(ctx, p)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	o, err := a.options(p, s)
-	if err != nil {
-		return err
-	}
-	password, err := a.password(fmt.Sprintf("Password of %s: ", p.Name))
-	if err != nil {
-		return err
-	}
-	c, err := client.Open(ctx, o, password)
-	if err != nil {
-		return fmt.Errorf("logging in as %s: %w", p.Name, err)
-	}
+	defer c.Close()
 	if err := c.Login(ctx, password); err != nil {
 		return err
 	}

@@ -60,27 +60,11 @@ type recoverySetupCmd struct {
 }
 
 func (cmd *recoverySetupCmd) Run(ctx context.Context, a *app) error {
-	p, err := a.choose("")
+	c, p, password, err := a.openWithPassword(ctx, "opening the account")
 	if err != nil {
 		return err
 	}
-	s, err := a.openStore(ctx, p)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	o, err := a.options(p, s)
-	if err != nil {
-		return err
-	}
-	password, err := a.password(fmt.Sprintf("Password of %s: ", p.Name))
-	if err != nil {
-		return err
-	}
-	c, err := client.Open(ctx, o, password)
-	if err != nil {
-		return fmt.Errorf("opening the account %s: %w", p.Name, err)
-	}
+	defer c.Close()
 	codes, err := c.SetUpRecovery(ctx, password)
 	if err != nil {
 		return err

@@ -119,6 +119,37 @@ func (a *app) open(ctx context.Context, peer string) (*session, error) {
 	return &session{Client: c, app: a, profile: p}, nil
 }
 
+// openWithPassword opens the account that a command is to act as, for a command
+// that needs its password once more. doing begins what is said when it does not
+// open. Closing the client closes its store.
+func (a *app) openWithPassword(ctx context.Context, doing string) (*client.Client, home.Profile, []byte, error) {
+	p, err := a.choose("")
+	if err != nil {
+		return nil, p, nil, err
+	}
+	s, err := a.openStore(ctx, p)
+	if err != nil {
+		return nil, p, nil, err
+	}
+	failed := func(err error) (*client.Client, home.Profile, []byte, error) {
+		s.Close() // what failed before says more
+		return nil, p, nil, err
+	}
+	o, err := a.options(p, s)
+	if err != nil {
+		return failed(err)
+	}
+	password, err := a.password(fmt.Sprintf("Password of %s: ", p.Name))
+	if err != nil {
+		return failed(err)
+	}
+	c, err := client.Open(ctx, o, password)
+	if err != nil {
+		return failed(fmt.Errorf("%s %s: %w", doing, p.Name, err))
+	}
+	return c, p, password, nil
+}
+
 // unlock opens the client in a store with the password.
 func (a *app) unlock(ctx context.Context, p home.Profile, s client.Store) (*client.Client, error) {
 	o, err := a.options(p, s)
